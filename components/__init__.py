@@ -1,0 +1,1 @@
+"""The contract of each stage: one typed KFP component a module."""

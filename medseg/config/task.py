@@ -1,0 +1,315 @@
+"""``TaskConfig``: the YAML that MAIA's users have, validated."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from medseg.project import DataRoot, UserError
+
+LABEL_KEY = "label"
+"""The key of ``modality_dict`` that names the label's suffix; every other key is a channel."""
+
+Label = int | list[int]
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class BundleConfig(_Strict):
+    """Where the MONAI bundle lies and how its training is tracked."""
+
+    bundle_root: str = Field(description="folder of the MONAI bundle")
+    tracking_uri: str | None = Field(
+        None, description="MLflow server; without it the store on the data root (mlflow.db)"
+    )
+    mlflow_run_name: str | None = Field(None, description="name of the MLflow run")
+    metadata_file: str | None = Field(
+        None, description="JSON whose fields replace those of the generated metadata.json"
+    )
+
+
+class TaskConfig(_Strict):
+    """A task: data, labels, nnU-Net's settings, bundle.
+
+    Paths are as the user wrote them; the properties (:attr:`data_folder`, …) are the resolved,
+    confined ones.
+    """
+
+    # --- the data ---
+    data_dir: str = Field(description="folder of the NIfTI dataset")
+    output_data_dir: str | None = Field(
+        None, description="accepted for MAIA's files; data_dir is used"
+    )
+    dataset_format: Literal["subfolders", "decathlon"] = Field(
+        "subfolders", description="<case>/<case><suffix>, or imagesTr/labelsTr with dataset.json"
+    )
+    modality_dict: dict[str, str] = Field(
+        default_factory=lambda: {"image": "_image.nii.gz", LABEL_KEY: "_label.nii.gz"},
+        description="file suffix of every channel and of the label",
+    )
+    modality_list: list[str] | None = Field(
+        None,
+        description="nnU-Net channel names in the order of modality_dict, such as [CT]; "
+        "they decide the intensity normalisation",
+    )
+    concat_modalities_flag: bool = Field(
+        False, description="accepted for MAIA's files; several channels are always stacked"
+    )
+    labels: dict[str, Label] = Field(description="label names to values, background: 0 included")
+    label_dict: dict[str, Label] | None = Field(
+        None, description="the foreground labels; must agree with labels"
+    )
+    regions_class_order: list[int] | None = Field(
+        None, description="nnU-Net's order of region-based labels"
+    )
+    max_failed_cases: int = Field(
+        0, ge=0, description="cases that may fail without failing their stage"
+    )
+
+    # --- nnU-Net ---
+    nnunet_root_dir: str = Field("nnUNet", description="folder of nnU-Net's three folders")
+    dataset_name_or_id: Annotated[str, BeforeValidator(_as_text)] = Field(
+        description="nnU-Net dataset id, 1 to 999"
+    )
+    experiment_name: str = Field(description="the dataset's and the MLflow experiment's name")
+    configuration: str = Field("3d_fullres", description="nnU-Net configuration")
+    trainer_class_name: str = Field("nnUNetTrainer", description="nnU-Net trainer")
+    nnunet_plans_name: str = Field("nnUNetPlans", description="nnU-Net plans identifier")
+    fold: int | Literal["all"] = Field(0, description="fold to train and validate")
+    num_epochs: int = Field(1000, ge=1, description="training epochs")
+    iterations_per_epoch: int = Field(250, ge=1, description="training steps of an epoch")
+    val_iterations_per_epoch: int = Field(
+        50, ge=1, description="online validation steps of an epoch"
+    )
+    initial_lr: float = Field(1e-2, gt=0, description="learning rate of the first epoch")
+    save_every: int = Field(50, ge=1, description="epochs between two checkpoints")
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="arithmetic on a CPU; auto: bfloat16 where it has units for it"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train and predict")
+    num_processes: int | None = Field(
+        None, ge=1, description="worker processes; default: the CPUs at hand, at most 8"
+    )
+    seed: int = Field(12345, description="seed of initial weights and sampling")
+    continue_training: bool = Field(
+        True, description="resume from the last checkpoint; false starts anew"
+    )
+    run_validation_only: bool = Field(
+        False, description="train does nothing but check the checkpoint"
+    )
+    train_extra_configs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further attributes of nnU-Net's trainer, such as weight_decay",
+    )
+
+    # --- the bundle ---
+    bundle_config: BundleConfig
+
+    _root: DataRoot = PrivateAttr()
+    _path: Path = PrivateAttr()
+
+    @field_validator("dataset_name_or_id")
+    @classmethod
+    def _valid_id(cls, value: str) -> str:
+        match = re.fullmatch(r"(?:Dataset)?(\d{1,3})(?:_.*)?", value)
+        if match is None or int(match[1]) == 0:
+            raise ValueError("must be a number from 1 to 999, such as 9 or '09'")
+        return value
+
+    @field_validator("experiment_name")
+    @classmethod
+    def _valid_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value):
+            raise ValueError("may hold letters, digits, '_', '-' and '.' only")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskConfig:
+        if self.labels.get("background") != 0:
+            raise ValueError("labels: must hold 'background: 0'")
+        if len(self.labels) < 2:
+            raise ValueError("labels: must name at least one structure beside the background")
+        for name, value in (self.label_dict or {}).items():
+            if self.labels.get(name) != value:
+                raise ValueError(f"label_dict: {name}: {value} does not agree with labels")
+        if LABEL_KEY not in self.modality_dict or len(self.modality_dict) < 2:
+            raise ValueError("modality_dict: must hold 'label' and at least one channel")
+        if len(set(self.modality_dict.values())) < len(self.modality_dict):
+            raise ValueError("modality_dict: two entries have the same suffix")
+        if self.modality_list is not None and len(self.modality_list) != len(self.channels):
+            raise ValueError(
+                f"modality_list: must name {len(self.channels)} channels, "
+                "as many as modality_dict without 'label'"
+            )
+        if self.has_regions and not self.regions_class_order:
+            raise ValueError(
+                "regions_class_order: is needed where a label is a list of values (region-based)"
+            )
+        values = self.label_values
+        if not self.has_regions and values != list(range(len(values))):
+            raise ValueError("labels: values must be consecutive: 0, 1, 2, … (nnU-Net's rule)")
+        return self
+
+    # --- what follows from the fields ---
+    @property
+    def channels(self) -> dict[str, str]:
+        """Channel keys to file suffixes, in channel order."""
+        return {key: suffix for key, suffix in self.modality_dict.items() if key != LABEL_KEY}
+
+    @property
+    def label_suffix(self) -> str:
+        """The suffix of label files."""
+        return self.modality_dict[LABEL_KEY]
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether some label is a region, that is, a union of values."""
+        return any(isinstance(value, list) for value in self.labels.values())
+
+    @property
+    def label_values(self) -> list[int]:
+        """All values that a label map may hold, ascending, 0 included."""
+        values: set[int] = set()
+        for value in self.labels.values():
+            values.update(value if isinstance(value, list) else [value])
+        return sorted(values)
+
+    @property
+    def dataset_id(self) -> int:
+        """nnU-Net's dataset number, 1 to 999."""
+        match = re.search(r"\d+", self.dataset_name_or_id)
+        assert match is not None  # _valid_id
+        return int(match[0])
+
+    @property
+    def dataset_name(self) -> str:
+        """nnU-Net's dataset folder name, such as ``Dataset009_Task09_Spleen``."""
+        return f"Dataset{self.dataset_id:03d}_{self.experiment_name}"
+
+    @property
+    def root(self) -> DataRoot:
+        """The data root that the paths were resolved against."""
+        return self._root
+
+    @property
+    def path(self) -> Path:
+        """The config file."""
+        return self._path
+
+    @property
+    def data_folder(self) -> Path:
+        """The NIfTI dataset's folder."""
+        return self.root.resolve(self.data_dir, field="data_dir")
+
+    @property
+    def nnunet_folder(self) -> Path:
+        """The folder that holds nnU-Net's three folders."""
+        return self.root.resolve(self.nnunet_root_dir, field="nnunet_root_dir")
+
+    @property
+    def raw_folder(self) -> Path:
+        """nnU-Net's raw dataset (``imagesTr``, ``labelsTr``, ``dataset.json``)."""
+        return self.nnunet_folder / "nnUNet_raw_data_base" / self.dataset_name
+
+    @property
+    def preprocessed_folder(self) -> Path:
+        """nnU-Net's preprocessed dataset with the plans."""
+        return self.nnunet_folder / "nnUNet_preprocessed" / self.dataset_name
+
+    @property
+    def results_folder(self) -> Path:
+        """nnU-Net's trained model: holds ``fold_F``, ``plans.json``, ``dataset.json``."""
+        return (
+            self.nnunet_folder
+            / "nnUNet_trained_models"
+            / self.dataset_name
+            / f"{self.trainer_class_name}__{self.nnunet_plans_name}__{self.configuration}"
+        )
+
+    @property
+    def bundle_folder(self) -> Path:
+        """The MONAI bundle's folder."""
+        return self.root.resolve(self.bundle_config.bundle_root, field="bundle_config.bundle_root")
+
+    def fold_folder(self, fold: int | str | None = None) -> Path:
+        """nnU-Net's folder of one fold; ``None`` means the config's fold."""
+        return self.results_folder / f"fold_{self.fold if fold is None else fold}"
+
+
+def load_config(path: str | Path, root: DataRoot | None = None) -> TaskConfig:
+    """Reads a task's config.
+
+    Args:
+        path: The YAML file, relative to the data root or under ``/mnt/Data``.
+        root: The data root; by default the environment's.
+
+    Returns:
+        The validated config, with every path inside the data root.
+
+    Raises:
+        UserError: The file is missing, empty or no YAML mapping; a key is unknown, missing or of
+            the wrong type; or a path leaves the data root. All findings in one message.
+    """
+    root = root or DataRoot.from_environment()
+    file = root.resolve(path, field="config_file_path")
+    if not file.is_file():
+        raise UserError(f"the config {file} does not exist: check config_file_path.")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" (line {place.line + 1}, column {place.column + 1})" if place else ""
+        problem = getattr(error, "problem", None) or "not a text file"
+        raise UserError(f"the config {file} is not valid YAML{where}: {problem}.") from None
+    if content is None:
+        raise UserError(f"the config {file} is empty: write the task's settings into it.")
+    if not isinstance(content, dict):
+        raise UserError(
+            f"the config {file} holds a {type(content).__name__}, not a mapping of settings: "
+            "write one 'key: value' a line."
+        )
+    try:
+        config = TaskConfig.model_validate(content)
+    except ValidationError as error:
+        findings = "; ".join(_finding(item) for item in error.errors())
+        raise UserError(f"the config {file} has errors: {findings}.") from None
+    config._root, config._path = root, file
+    for resolved in (config.data_folder, config.nnunet_folder, config.bundle_folder):
+        assert resolved  # each raises where it leaves the root
+    if config.bundle_config.metadata_file:
+        root.resolve(config.bundle_config.metadata_file, field="bundle_config.metadata_file")
+    return config
+
+
+def _finding(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        model = BundleConfig if item["loc"][0] == "bundle_config" else TaskConfig
+        near = difflib.get_close_matches(str(item["loc"][-1]), model.model_fields, n=1, cutoff=0.0)
+        return f"unknown key {key!r} (did you mean {near[0]!r}?)"
+    if item["type"] == "missing":
+        return f"{key!r} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key!r}: {message[0].lower()}{message[1:]}, not {item['input']!r}"

@@ -1,0 +1,55 @@
+"""Errors for the person at the other end."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something that the user can mend.
+
+    The message is one sentence or two: what is wrong, in which file or field, what to do.
+    It is shown without a traceback (see :func:`medseg.project.stage`).
+    """
+
+
+class CasesFailedError(UserError):
+    """Some cases of a stage failed; the others are finished and kept.
+
+    Attributes:
+        reasons: Case identifier to the reason for its failure.
+    """
+
+    def __init__(self, stage: str, reasons: dict[str, str], total: int, allowed: int) -> None:
+        self.reasons = dict(reasons)
+        listed = "; ".join(f"{case}: {reason}" for case, reason in reasons.items())
+        super().__init__(
+            f"{stage}: {len(reasons)} of {total} cases failed ({allowed} allowed); "
+            f"the others are finished and kept. {listed}"
+        )
+
+
+def explain_os_error(error: OSError) -> UserError | None:
+    """Turns a full disk or a read-only volume into a sentence; other errors stay what they are.
+
+    Args:
+        error: The error that the operating system raised.
+
+    Returns:
+        The error to show, or None where this one is not about the volume.
+    """
+    where = error.filename or error.filename2 or "the data root"
+    if isinstance(where, Path | str):
+        where = str(where)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"the disk is full: writing {where} failed. Free some space or enlarge the volume, "
+            "then run the same command again; finished work is kept."
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(
+            f"{where} cannot be written: the data root is read-only or belongs to another user. "
+            "Mount it writable (or run as its owner), then run the same command again."
+        )
+    return None

@@ -1,0 +1,139 @@
+"""The frame of a stage: its lock, its progress, and one sentence for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from medseg.project.errors import CasesFailedError, UserError, explain_os_error
+from medseg.project.locks import lock
+from medseg.project.roots import DataRoot
+
+EVENTS_VARIABLE = "MEDSEG_EVENTS"
+"""Names a file to which stages append their progress, one JSON object a line."""
+
+_current = "medseg"
+
+
+@contextmanager
+def stage(name: str, *, target: str = "") -> Iterator[DataRoot]:
+    """Frames the body of a component.
+
+    Holds the stage's lock, announces start and end, ends cleanly on SIGTERM, and turns an error
+    that the user can mend into one line and exit status 1.
+
+    Args:
+        name: The component.
+        target: What it works on (a config, a folder, a fold), so that different targets may
+            run at once.
+
+    Yields:
+        The data root.
+
+    Raises:
+        SystemExit: With status 1, after a :class:`UserError` or an error of the volume;
+            with status 143 after SIGTERM.
+    """
+    global _current
+    _current = name
+    started = time.monotonic()
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    _announce("start", "")
+    try:
+        with ExitStack() as stack:
+            try:
+                root = DataRoot.from_environment()
+                key = "-".join(filter(None, (name, re.sub(r"[^\w.=-]+", "_", target).strip("_"))))
+                stack.enter_context(lock(root, f"stage-{key}"))
+                yield root
+            except OSError as error:
+                explained = explain_os_error(error)
+                if explained is None:
+                    raise
+                raise explained from error
+    except UserError as error:
+        _announce("error", str(error))
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except BaseException as error:
+        _announce("error", f"{type(error).__name__}: {error}")
+        raise
+    else:
+        _announce("end", f"{time.monotonic() - started:.1f} s")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def progress(message: str, done: int | None = None, total: int | None = None) -> None:
+    """Tells how far the current stage is: on the log, and to ``medseg run``.
+
+    Args:
+        message: What was just done, in few words; case identifiers only, no patient data.
+        done: Steps finished.
+        total: Steps in all.
+    """
+    count = f"[{done}/{total}] " if done is not None and total is not None else ""
+    print(f"{_current}: {count}{message}", flush=True)
+    _announce("progress", message, done=done, total=total)
+
+
+class Failures:
+    """Collects failed cases, so that one of them never loses the others.
+
+    Args:
+        stage: The stage's name, for the message.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.reasons: dict[str, str] = {}
+
+    @contextmanager
+    def case(self, case: str) -> Iterator[None]:
+        """Records the error of one case and goes on; errors of the volume still stop the stage."""
+        try:
+            yield
+        except OSError as error:
+            if explain_os_error(error) is not None:
+                raise
+            self._record(case, error)
+        except Exception as error:  # noqa: BLE001 - whatever a case does, the others go on
+            self._record(case, error)
+
+    def _record(self, case: str, error: Exception) -> None:
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        self.reasons[case] = text
+        progress(f"{case} failed: {text}")
+
+    def check(self, total: int, allowed: int = 0) -> None:
+        """Fails the stage where more cases failed than are allowed.
+
+        Raises:
+            CasesFailedError: With every failed case and its reason.
+        """
+        if len(self.reasons) > allowed:
+            raise CasesFailedError(self.stage, self.reasons, total, allowed)
+
+
+def _terminate(signum: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _announce(event: str, message: str, **values: Any) -> None:
+    path = os.environ.get(EVENTS_VARIABLE)
+    if not path:
+        return
+    line = json.dumps(
+        {"time": time.time(), "stage": _current, "event": event, "message": message, **values}
+    )
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")

@@ -1,0 +1,1 @@
+"""Compositions of components: one KFP pipeline a module."""
