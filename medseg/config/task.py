@@ -86,6 +86,10 @@ class TaskConfig(_Strict):
         0, ge=0, description="cases that may fail without failing their stage"
     )
 
+    test_cases: list[str] = Field(
+        default_factory=list, description="cases held back from training, as a fixed test set"
+    )
+
     # --- nnU-Net ---
     nnunet_root_dir: str = Field("nnUNet", description="folder of nnU-Net's three folders")
     dataset_name_or_id: Annotated[str, BeforeValidator(_as_text)] = Field(
@@ -251,17 +255,25 @@ class TaskConfig(_Strict):
         """The MONAI bundle's folder."""
         return self.root.resolve(self.bundle_config.bundle_root, field="bundle_config.bundle_root")
 
+    @property
+    def model_file(self) -> Path:
+        """The packaged model of the config's fold."""
+        return self.bundle_folder / "models" / f"fold_{self.fold}" / "model.ts"
+
     def fold_folder(self, fold: int | str | None = None) -> Path:
         """nnU-Net's folder of one fold; ``None`` means the config's fold."""
         return self.results_folder / f"fold_{self.fold if fold is None else fold}"
 
 
-def load_config(path: str | Path, root: DataRoot | None = None) -> TaskConfig:
+def load_config(
+    path: str | Path, root: DataRoot | None = None, *, fold: int = -1
+) -> TaskConfig:
     """Reads a task's config.
 
     Args:
         path: The YAML file, relative to the data root or under ``/mnt/Data``.
         root: The data root; by default the environment's.
+        fold: Takes the place of the config's fold; negative leaves that as it is.
 
     Returns:
         The validated config, with every path inside the data root.
@@ -288,6 +300,8 @@ def load_config(path: str | Path, root: DataRoot | None = None) -> TaskConfig:
             f"the config {file} holds a {type(content).__name__}, not a mapping of settings: "
             "write one 'key: value' a line."
         )
+    if fold >= 0:
+        content["fold"] = fold
     try:
         config = TaskConfig.model_validate(content)
     except ValidationError as error:
@@ -309,7 +323,7 @@ def _finding(item: Any) -> str:
         return f"unknown key {key!r} (did you mean {near[0]!r}?)"
     if item["type"] == "missing":
         return f"{key!r} is missing"
-    message = item["msg"].removeprefix("Value error, ")
+    message = str(item["msg"]).removeprefix("Value error, ")
     if not key:
         return message
     return f"{key!r}: {message[0].lower()}{message[1:]}, not {item['input']!r}"

@@ -11,7 +11,7 @@ from medseg.project.files import atomic_file, atomic_folder, write_json, write_t
 from medseg.project.locks import lock
 from medseg.project.manifest import Manifest, fingerprint
 from medseg.project.roots import MOUNT_PATH, DataRoot
-from medseg.project.stages import Failures, progress, stage
+from medseg.project.stages import Failures, progress, result, stage
 
 __all__ = [
     "MOUNT_PATH",
@@ -25,6 +25,7 @@ __all__ = [
     "fingerprint",
     "lock",
     "progress",
+    "result",
     "stage",
     "write_json",
     "write_text",

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,9 @@ from medseg.project.roots import DataRoot
 
 EVENTS_VARIABLE = "MEDSEG_EVENTS"
 """Names a file to which stages append their progress, one JSON object a line."""
+
+RUN_VARIABLE = "MEDSEG_RUN_PID"
+"""The process of ``medseg run``: when it is gone, its stages end too."""
 
 _current = "medseg"
 
@@ -47,7 +51,8 @@ def stage(name: str, *, target: str = "") -> Iterator[DataRoot]:
     _current = name
     started = time.monotonic()
     previous = signal.signal(signal.SIGTERM, _terminate)
-    _announce("start", "")
+    _end_with_run()
+    _announce("start", target)
     try:
         with ExitStack() as stack:
             try:
@@ -84,6 +89,17 @@ def progress(message: str, done: int | None = None, total: int | None = None) ->
     count = f"[{done}/{total}] " if done is not None and total is not None else ""
     print(f"{_current}: {count}{message}", flush=True)
     _announce("progress", message, done=done, total=total)
+
+
+def result(label: str, path: Path) -> None:
+    """Tells where a stage left something that the user wants to open.
+
+    Args:
+        label: What it is, in one or two words.
+        path: The file or folder.
+    """
+    print(f"{_current}: {label}: {path}", flush=True)
+    _announce("result", label, path=str(path))
 
 
 class Failures:
@@ -126,6 +142,19 @@ class Failures:
 
 def _terminate(signum: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
+
+
+def _end_with_run() -> None:
+    run = os.environ.get(RUN_VARIABLE)
+    if not run:
+        return
+
+    def watch() -> None:  # a killed run cannot tell its stages, so they look
+        while Path(f"/proc/{run}").exists():
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _announce(event: str, message: str, **values: Any) -> None:

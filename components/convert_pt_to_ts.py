@@ -1,0 +1,25 @@
+"""Component ``convert_pt_to_ts``."""
+
+from kfp import dsl
+from kfp.dsl import Model, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def convert_pt_to_ts(config_file_path: str, model: Output[Model], fold: int = -1):
+    """Packages the bundle's checkpoint as one TorchScript file with metadata and configuration.
+
+    The traced network is compared with the original on real patches before it is accepted.
+
+    Args:
+        config_file_path: The task's config.
+        model: Where the model lies, its hash and its validation Dice.
+        fold: Fold to package; -1: the one that the config names.
+    """
+    from medseg.bundle import convert_pt_to_ts as convert
+    from medseg.config import load_config
+    from medseg.project import stage
+
+    with stage("convert_pt_to_ts", target=f"{config_file_path}-{fold}") as root:
+        model.metadata.update(convert(load_config(config_file_path, root, fold=fold)))

@@ -1,0 +1,37 @@
+"""Component ``convert_studies``."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def convert_studies(
+    studies: str,
+    shard: int,
+    nifti: Output[Dataset],
+    output_folder: str = "",
+    config_file_path: str = "",
+    deidentify: bool = False,
+):
+    """Converts the studies of one shard: image series and DICOM SEG to NIfTI image and label.
+
+    Args:
+        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///folder on the data root.
+        shard: Number of the shard (see list_studies).
+        nifti: What was converted: cases, failures.
+        output_folder: Folder of the NIfTI dataset; default: the config's data_dir.
+        config_file_path: The task's config, for label values and file suffixes (optional where
+            output_folder is given).
+        deidentify: Name the cases by pseudonyms in place of patient identifiers.
+    """
+    from medseg.config import load_config
+    from medseg.dicom import convert_studies as convert_shard
+    from medseg.project import stage
+
+    with stage("convert_studies", target=f"{output_folder or config_file_path}-{shard}") as root:
+        config = load_config(config_file_path, root) if config_file_path else None
+        nifti.metadata.update(
+            convert_shard(root, studies, shard, output_folder, config=config, deidentify=deidentify)
+        )

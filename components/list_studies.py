@@ -1,0 +1,30 @@
+"""Component ``list_studies``."""
+
+
+from kfp import dsl
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def list_studies(
+    studies: str, output_folder: str = "", config_file_path: str = "", shards: int = 1
+) -> list[int]:
+    """Lists the studies of a source and deals them out to shards that convert at the same time.
+
+    Args:
+        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///folder on the data root.
+        output_folder: Folder of the NIfTI dataset; default: the config's data_dir.
+        config_file_path: The task's config (optional where output_folder is given).
+        shards: Into how many parts the studies are dealt.
+
+    Returns:
+        The numbers of the shards; their lists of studies lie on the volume.
+    """
+    from medseg.config import load_config
+    from medseg.dicom import list_studies as deal_studies
+    from medseg.project import stage
+
+    with stage("list_studies", target=output_folder or config_file_path) as root:
+        config = load_config(config_file_path, root) if config_file_path else None
+        return deal_studies(root, studies, output_folder, config=config, shards=shards)

@@ -1,0 +1,39 @@
+"""Component ``nifti_to_dicom``."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def nifti_to_dicom(
+    input_folder: str,
+    output: str,
+    dicom: Output[Dataset],
+    config_file_path: str = "",
+    modality: str = "",
+    deidentify: bool = False,
+):
+    """Writes NIfTI images and labels as DICOM series and DICOM SEG, one study a case.
+
+    Args:
+        input_folder: Folder of the NIfTI dataset, in the Decathlon or the subfolders format.
+        output: Folder for the DICOM files, or a DICOMweb URL (STOW-RS), or
+            dicom://AETITLE@host:port (C-STORE).
+        dicom: What was written: cases, series, instances.
+        config_file_path: The task's config, for label names and modality (optional).
+        modality: DICOM modality of the images, such as CT or MR; default: the dataset's own.
+        deidentify: Write pseudonyms in place of the case identifiers.
+    """
+    from medseg.config import load_config
+    from medseg.dicom import nifti_to_dicom as write_studies
+    from medseg.project import stage
+
+    with stage("nifti_to_dicom", target=output) as root:
+        config = load_config(config_file_path, root) if config_file_path else None
+        dicom.metadata.update(
+            write_studies(
+                root, input_folder, output, config=config, modality=modality, deidentify=deidentify
+            )
+        )

@@ -1,0 +1,22 @@
+"""Component ``plan_and_preprocess``."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def plan_and_preprocess(config_file_path: str, preprocessed: Output[Dataset]):
+    """Lets nnU-Net take the dataset's fingerprint, plan the training and preprocess the cases.
+
+    Args:
+        config_file_path: The task's config.
+        preprocessed: The plan's facts: patch size, batch size, spacing, normalisation.
+    """
+    from medseg.config import load_config
+    from medseg.nnunet import plan_and_preprocess as preprocess
+    from medseg.project import stage
+
+    with stage("plan_and_preprocess", target=config_file_path) as root:
+        preprocessed.metadata.update(preprocess(load_config(config_file_path, root)))

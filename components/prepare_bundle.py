@@ -1,0 +1,22 @@
+"""Component ``prepare_bundle``."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def prepare_bundle(config_file_path: str, bundle: Output[Artifact]):
+    """Lays out the MONAI bundle: metadata, inference configuration, documentation.
+
+    Args:
+        config_file_path: The task's config.
+        bundle: Where the bundle lies, relative to the data root.
+    """
+    from medseg.bundle import prepare_bundle as prepare
+    from medseg.config import load_config
+    from medseg.project import stage
+
+    with stage("prepare_bundle", target=config_file_path) as root:
+        bundle.metadata["path"] = root.relative(prepare(load_config(config_file_path, root)))

@@ -1,0 +1,22 @@
+"""Component ``prepare_dataset``."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def prepare_dataset(config_file_path: str, dataset: Output[Dataset]):
+    """Checks a NIfTI dataset and lays it out as nnU-Net's raw dataset.
+
+    Args:
+        config_file_path: The task's config.
+        dataset: Cases, channels, labels and the dataset's hash.
+    """
+    from medseg.config import load_config
+    from medseg.nnunet import prepare_dataset as prepare
+    from medseg.project import stage
+
+    with stage("prepare_dataset", target=config_file_path) as root:
+        dataset.metadata.update(prepare(load_config(config_file_path, root)))

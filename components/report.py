@@ -1,0 +1,29 @@
+"""Component ``report``."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def report(config_file_path: str, run: str, html: Output[HTML], fold: int = -1):
+    """Writes one HTML file: dataset, training curves, metrics, overlays, versions and hashes.
+
+    Args:
+        config_file_path: The task's config.
+        run: Name of the report's folder in reports/.
+        html: The report.
+        fold: Fold to report on; -1: the one that the config names.
+    """
+    import shutil
+
+    from medseg.config import load_config
+    from medseg.evaluation import write_report
+    from medseg.project import result, stage
+
+    with stage("report", target=f"{config_file_path}-{fold}") as root:
+        path = root.resolve(f"reports/{run}/report.html", field="run")
+        write_report(load_config(config_file_path, root, fold=fold), path)
+        shutil.copyfile(path, html.path)
+        result("report", path)

@@ -1,0 +1,39 @@
+"""Component ``segment``."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def segment(
+    model: str,
+    input: str,  # noqa: A002 - the parameter's name in the UI
+    output: str,
+    segmentations: Output[Dataset],
+    output_format: str = "",
+    test_time_augmentation: bool = True,
+):
+    """Segments images with a packaged model.
+
+    Args:
+        model: The packaged model (model.ts).
+        input: A NIfTI file, a folder of them, a DICOM series, or a folder of DICOM series.
+        output: File or folder for the segmentations.
+        segmentations: The files that were written.
+        output_format: nifti or dicom; default: that of the input.
+        test_time_augmentation: Average over mirrored copies of the image, as nnU-Net does.
+    """
+    from medseg.bundle import segment as segment_images
+    from medseg.project import stage
+
+    with stage("segment", target=output) as root:
+        paths = segment_images(
+            root.resolve(model, field="model"),
+            root.resolve(input, field="input"),
+            root.resolve(output, field="output"),
+            output_format=output_format,
+            test_time_augmentation=test_time_augmentation,
+        )
+        segmentations.metadata["files"] = [root.relative(path) for path in paths]

@@ -1,0 +1,25 @@
+"""Component ``test_model``."""
+
+from kfp import dsl
+from kfp.dsl import Metrics, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def test_model(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
+    """Segments the held-back test cases with the packaged model and measures the result.
+
+    Args:
+        config_file_path: The task's config; its test_cases are the test set.
+        metrics: Mean of every measure and class; empty without test cases.
+        fold: Fold whose model is tested; -1: the one that the config names.
+    """
+    from medseg.config import load_config
+    from medseg.evaluation import kfp_metrics, test_model
+    from medseg.project import stage
+
+    with stage("test_model", target=f"{config_file_path}-{fold}") as root:
+        summary = test_model(load_config(config_file_path, root, fold=fold))
+        for name, value in kfp_metrics(summary).items():
+            metrics.log_metric(name, value)

@@ -1,0 +1,27 @@
+"""Component ``train``."""
+
+from kfp import dsl
+from kfp.dsl import Metrics, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
+    """Trains one fold with nnU-Net's own trainer, tracked in MLflow; resumes after a kill.
+
+    Args:
+        config_file_path: The task's config.
+        metrics: Losses and Dice of the last epoch.
+        fold: Fold to train; -1: the one that the config names.
+    """
+    from medseg.bundle import export_checkpoint
+    from medseg.config import load_config
+    from medseg.nnunet import train as train_fold
+    from medseg.project import stage
+
+    with stage("train", target=f"{config_file_path}-{fold}") as root:
+        config = load_config(config_file_path, root, fold=fold)
+        for name, value in train_fold(config)["metrics"].items():
+            metrics.log_metric(name, value)
+        export_checkpoint(config)

@@ -1,0 +1,27 @@
+"""Component ``validate``."""
+
+from kfp import dsl
+from kfp.dsl import Metrics, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def validate(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
+    """Predicts the fold's validation cases and measures Dice, IoU, ASD and HD95 of each.
+
+    Args:
+        config_file_path: The task's config.
+        metrics: Mean of every measure and class.
+        fold: Fold to validate; -1: the one that the config names.
+    """
+    from medseg.config import load_config
+    from medseg.evaluation import evaluate, kfp_metrics
+    from medseg.nnunet import predict_validation
+    from medseg.project import stage
+
+    with stage("validate", target=f"{config_file_path}-{fold}") as root:
+        config = load_config(config_file_path, root, fold=fold)
+        predict_validation(config)
+        for name, value in kfp_metrics(evaluate(config)).items():
+            metrics.log_metric(name, value)

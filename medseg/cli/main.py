@@ -1,0 +1,157 @@
+"""Commands. Each imports what it needs inside, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medseg import __version__
+from medseg.project.errors import UserError
+
+
+class _Commands(click.Group):
+    """Shows a :class:`UserError` as one line, with exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="medseg")
+def main() -> None:
+    """The life of a medical-image segmentation model: DICOM in, a packaged model out."""
+
+
+_DATA_ROOT = click.option(
+    "--data-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="MEDSEG_DATA_ROOT",
+    required=True,
+    help="Folder that holds the project's data (or MEDSEG_DATA_ROOT).",
+)
+
+
+@main.command()
+@click.argument("name", required=False)
+def pipelines(name: str | None) -> None:
+    """List the pipelines, or all parameters of the pipeline NAME."""
+    from medseg.cli import tables
+
+    if name:
+        tables.show_parameters(name)
+    else:
+        tables.show_pipelines()
+
+
+@main.command()
+@click.argument("name")
+@_DATA_ROOT
+@click.option(
+    "--args",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON file with the pipeline's arguments.",
+)
+@click.option(
+    "-p", "--param", "given", multiple=True, metavar="KEY=VALUE", help="One argument; repeatable."
+)
+def run(name: str, data_root: Path, file: Path | None, given: tuple[str, ...]) -> None:
+    """Run the compiled pipeline NAME on this machine."""
+    from medseg.cli.progress import show_run
+    from medseg.kubeflow.compiled import read_pipeline
+    from medseg.kubeflow.local import read_arguments
+    from medseg.project import DataRoot
+
+    pipeline = read_pipeline(name)
+    finished = show_run(pipeline, DataRoot.at(data_root), read_arguments(file, given))
+    raise SystemExit(0 if finished.succeeded else 1)
+
+
+@main.command()
+@click.argument("input", type=click.Path(path_type=Path))
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="The model.ts.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File or folder."
+)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["nifti", "dicom"]),
+    help="Format of the result; default: that of the input.",
+)
+@click.option("--no-tta", is_flag=True, help="No mirrored copies: faster, a little less accurate.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+def segment(
+    input: Path,  # noqa: A002 - the argument's name in the help
+    model: Path,
+    output: Path,
+    output_format: str | None,
+    no_tta: bool,
+    device: str,
+) -> None:
+    """Segment INPUT: a NIfTI file, a folder of them, or a DICOM series."""
+    from medseg.bundle import segment as segment_images
+
+    for path in segment_images(
+        model,
+        input,
+        output,
+        output_format=output_format or "",
+        test_time_augmentation=not no_tta,
+        device=device,
+    ):
+        click.echo(path)
+
+
+@main.command()
+@click.option(
+    "--data-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder for the demo's data; made if needed.",
+)
+@click.option(
+    "--dataset",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A Decathlon-format folder to use in place of the phantoms.",
+)
+def demo(data_root: Path, dataset: Path | None) -> None:
+    """Run everything once: phantoms, DICOM, training, packaging, report."""
+    from medseg.cli.demo import run_demo
+
+    raise SystemExit(0 if run_demo(data_root, dataset) else 1)
+
+
+@main.command("compile")
+@click.option(
+    "--settings",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file with the site's platform settings.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("compiled"),
+    show_default=True,
+    help="Folder for the YAML files.",
+)
+def compile_(settings: Path | None, output: Path) -> None:
+    """Compile the pipelines to YAML, ready to upload."""
+    import os
+
+    from medseg.kubeflow.settings import SETTINGS_VARIABLE
+
+    if settings is not None:
+        os.environ[SETTINGS_VARIABLE] = str(settings)
+    from medseg.kubeflow.compiled import compile_pipelines
+
+    for path in compile_pipelines(output):
+        click.echo(path)

@@ -1,0 +1,212 @@
+"""Where a pipeline's stages run: the platform parameters, and what each stage asks for."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from kfp import dsl, kubernetes
+from kfp.dsl import pipeline_context
+from kfp.dsl.base_component import BaseComponent
+from kfp.dsl.pipeline_task import PipelineTask
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage asks of the cluster beside the volume.
+
+    Attributes:
+        gpu: It computes on a GPU where there is one.
+        shared_memory: Its worker processes exchange arrays through ``/dev/shm``.
+        secrets: The Secrets it reads, by the first word of their parameter (``mlflow``, …).
+    """
+
+    gpu: bool = False
+    shared_memory: bool = False
+    secrets: tuple[str, ...] = ()
+
+
+NEEDS: dict[str, Needs] = {
+    "nifti-to-dicom": Needs(secrets=("dicomweb",)),
+    "list-studies": Needs(secrets=("dicomweb",)),
+    "convert-studies": Needs(secrets=("dicomweb",)),
+    "plan-and-preprocess": Needs(shared_memory=True),
+    "train": Needs(gpu=True, shared_memory=True, secrets=("mlflow", "s3")),
+    "validate": Needs(gpu=True, shared_memory=True, secrets=("mlflow", "s3")),
+    "segment": Needs(gpu=True, shared_memory=True),
+    "test-model": Needs(gpu=True, shared_memory=True, secrets=("mlflow", "s3")),
+    "report": Needs(secrets=("mlflow", "s3")),
+}
+"""Stages (by component name) that need more than the volume."""
+
+SECRET_KEYS: dict[str, dict[str, str]] = {
+    "dicomweb": {
+        "username": "MEDSEG_DICOMWEB_USERNAME",
+        "password": "MEDSEG_DICOMWEB_PASSWORD",
+        "token": "MEDSEG_DICOMWEB_TOKEN",
+    },
+    "mlflow": {
+        "username": "MLFLOW_TRACKING_USERNAME",
+        "password": "MLFLOW_TRACKING_PASSWORD",
+        "token": "MLFLOW_TRACKING_TOKEN",
+    },
+    "s3": {
+        "access_key": "AWS_ACCESS_KEY_ID",
+        "secret_key": "AWS_SECRET_ACCESS_KEY",
+        "endpoint": "MLFLOW_S3_ENDPOINT_URL",
+    },
+}
+"""The keys of each Secret and the environment variables that they become."""
+
+_ARGS = """pvc_name: Claim of the project volume, mounted at the data root.
+image: Image that the stages run in.
+cpu: CPU limit of a stage, such as 2 or 500m.
+memory: Memory limit of a stage, such as 8Gi.
+gpu_count: GPUs of a stage that uses one ({gpu}).
+gpu_type: Resource name of the GPUs, such as nvidia.com/gpu.
+node_selector: Labels that a node must have to run the stages.
+"""
+
+_current: ContextVar[dict[str, Any]] = ContextVar("platform arguments")
+
+
+def platform_pipeline(
+    *, name: str, display_name: str = "", secrets: tuple[str, ...] = (), gpu: str = ""
+) -> Callable[[Callable[..., Any]], BaseComponent]:
+    """Makes a KFP pipeline that takes the platform parameters beside its own.
+
+    Every task in it gets the volume, the image, limits, Secrets and the site's settings; a task
+    that is itself a pipeline passes them on (see :func:`platform_arguments`).
+
+    Args:
+        name: The pipeline's name inside KFP.
+        display_name: The name that the UI shows.
+        secrets: The Secrets that its stages use, each a parameter ``<name>_secret``.
+        gpu: Its stages that use a GPU, for the parameter's description.
+    """
+
+    def decorate(function: Callable[..., Any]) -> BaseComponent:
+        settings = load_settings()
+        defaults: dict[str, Any] = {
+            "pvc_name": settings.pvc_name,
+            "image": settings.image("runtime"),
+            "cpu": settings.cpu,
+            "memory": settings.memory,
+            "gpu_count": settings.gpu_count,
+            "gpu_type": settings.gpu_type,
+            "node_selector": settings.node_selector,
+        }
+        secret_names = {f"{kind}_secret": getattr(settings, f"{kind}_secret") for kind in secrets}
+        signature = inspect.signature(function)
+        extra = [
+            inspect.Parameter(
+                key,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=value,
+                annotation=dict if isinstance(value, dict) else str,
+            )
+            for key, value in {**defaults, **secret_names}.items()
+        ]
+
+        @functools.wraps(function)
+        def body(*args: Any, **kwargs: Any) -> Any:
+            bound = dict(zip(body.__signature__.parameters, args, strict=False)) | kwargs  # type: ignore[attr-defined]
+            platform = {parameter.name: bound.pop(parameter.name) for parameter in extra}
+            token = _current.set(platform)
+            try:
+                outputs = function(**bound)
+                for task in pipeline_context.Pipeline.get_default_pipeline().tasks.values():
+                    if task.component_spec.implementation.graph is None:
+                        place(task, platform)
+            finally:
+                _current.reset(token)
+            return outputs
+
+        body.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), *extra]
+        )
+        lines = _ARGS.format(gpu=gpu or "no stage of this pipeline does").splitlines()
+        lines += [f"{key}: Secret with the access to {key.split('_')[0]}." for key in secret_names]
+        doc = inspect.getdoc(function) or ""
+        body.__doc__ = doc.rstrip() + "\n" + "".join(f"    {line}\n" for line in lines)
+        return dsl.pipeline(name=name, display_name=display_name or None)(body)
+
+    return decorate
+
+
+def platform_arguments(*secrets: str) -> dict[str, Any]:
+    """The platform parameters of the pipeline under construction, to pass to a nested one.
+
+    A nested pipeline is needed as the body of a loop: KFP 2.17 does not pass a parameter into a
+    loop that is used there in a resource setting only.
+
+    Args:
+        secrets: The Secrets that the nested pipeline takes.
+    """
+    names = {f"{kind}_secret" for kind in secrets}
+    return {
+        key: value
+        for key, value in _current.get().items()
+        if not key.endswith("_secret") or key in names
+    }
+
+
+def place(task: PipelineTask, platform: dict[str, Any]) -> None:
+    """Gives one task its place on the cluster.
+
+    Args:
+        task: A task of a component.
+        platform: The platform parameters by name.
+    """
+    settings = load_settings()
+    stage = task.component_spec.name
+    needs = NEEDS.get(stage, Needs())
+    task.set_caching_options(settings.caching)
+    task.set_container_image(platform["image"])
+    task.set_cpu_request(settings.cpu_request).set_cpu_limit(platform["cpu"])
+    task.set_memory_request(settings.memory_request).set_memory_limit(platform["memory"])
+    if settings.retries:
+        task.set_retry(settings.retries, backoff_duration=settings.retry_backoff)
+    if settings.mount_path != "/mnt/Data":
+        task.set_env_variable("MEDSEG_DATA_ROOT", settings.mount_path)
+    kubernetes.mount_pvc(task, pvc_name=platform["pvc_name"], mount_path=settings.mount_path)
+    kubernetes.add_node_selector_json(task, node_selector_json=platform["node_selector"])
+    kubernetes.set_timeout(
+        task, settings.train_time_limit_s if stage == "train" else settings.time_limit_s
+    )
+    kubernetes.set_security_context(
+        task,
+        run_as_user=settings.security_context.run_as_user,
+        run_as_group=settings.security_context.run_as_group,
+        run_as_non_root=settings.security_context.run_as_non_root,
+    )
+    kubernetes.set_image_pull_policy(task, settings.image_pull_policy)
+    if settings.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, settings.image_pull_secrets)
+    # /tmp is writable where the image's root is not
+    kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")  # noqa: S108
+    if needs.shared_memory:
+        kubernetes.empty_dir_mount(
+            task,
+            volume_name="shm",
+            mount_path="/dev/shm",  # noqa: S108
+            medium="Memory",
+            size_limit=settings.shared_memory,
+        )
+    if needs.gpu:
+        task.set_accelerator_type(platform["gpu_type"]).set_accelerator_limit(platform["gpu_count"])
+        for toleration in settings.tolerations:
+            kubernetes.add_toleration_json(task, toleration)
+    for kind in needs.secrets:
+        kubernetes.use_secret_as_env(
+            task,
+            secret_name=platform[f"{kind}_secret"],
+            secret_key_to_env=SECRET_KEYS[kind],
+            optional=True,
+        )

@@ -1,0 +1,30 @@
+"""Pipeline ``segment``."""
+
+from medseg import components
+from medseg.kubeflow.platform import platform_pipeline
+
+
+@platform_pipeline(name="medseg-segment", display_name="Segment", gpu="segment")
+def segment(
+    model: str,
+    input: str,  # noqa: A002 - the parameter's name in the UI
+    output: str,
+    output_format: str = "",
+    test_time_augmentation: bool = True,
+):
+    """Segments images with a packaged model.
+
+    Args:
+        model: The packaged model (model.ts).
+        input: A NIfTI file, a folder of them, a DICOM series, or a folder of DICOM series.
+        output: File or folder for the segmentations.
+        output_format: nifti or dicom; default: that of the input.
+        test_time_augmentation: Average over mirrored copies of the image, as nnU-Net does.
+    """
+    components.segment(
+        model=model,
+        input=input,
+        output=output,
+        output_format=output_format,
+        test_time_augmentation=test_time_augmentation,
+    )

@@ -1,0 +1,32 @@
+"""Pipeline ``train``."""
+
+
+from kfp import dsl
+
+from medseg import components
+from medseg.kubeflow.platform import platform_arguments, platform_pipeline
+
+
+@platform_pipeline(name="medseg-train-fold", secrets=("mlflow", "s3"), gpu="train")
+def train_fold(config_file_path: str, fold: int):
+    """Trains one fold.
+
+    Args:
+        config_file_path: The task's config.
+        fold: Fold to train; -1: the one that the config names.
+    """
+    components.train(config_file_path=config_file_path, fold=fold)
+
+
+@platform_pipeline(name="medseg-train", display_name="Train", secrets=("mlflow", "s3"), gpu="train")
+def train(config_file_path: str, folds: list[int] = [-1]):  # noqa: B006 - KFP reads the default
+    """Trains nnU-Net, one fold or several at the same time, tracked in MLflow.
+
+    Args:
+        config_file_path: The task's config.
+        folds: Folds to train; [-1]: the one that the config names; [0, 1, 2, 3, 4]: all five.
+    """
+    with dsl.ParallelFor(folds) as fold:
+        train_fold(
+            config_file_path=config_file_path, fold=fold, **platform_arguments("mlflow", "s3")
+        )

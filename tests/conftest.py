@@ -1,0 +1,32 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from medseg.project import DataRoot
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real cases beside the checkout; outside it these tests have nothing to read."""
+    folder = PROJECT.parent / "shared" / "data"
+    if not folder.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must have the real cases in {folder}")
+        pytest.skip("the real cases (shared/data beside the checkout) are not here")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataRoot:
+    """An empty data root that the environment points to."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setenv("MEDSEG_DATA_ROOT", str(folder))
+    return DataRoot.at(folder)
