@@ -87,6 +87,7 @@ case "$command" in
     ;;
   compile)
     setup
+    [ $# -gt 0 ] || set -- --output compiled --catalogue docs/components.md
     exec "$venv/bin/medseg" compile "$@"
     ;;
   test)

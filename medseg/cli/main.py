@@ -143,7 +143,12 @@ def demo(data_root: Path, dataset: Path | None) -> None:
     show_default=True,
     help="Folder for the YAML files.",
 )
-def compile_(settings: Path | None, output: Path) -> None:
+@click.option(
+    "--catalogue",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the catalogue of pipelines and components to this Markdown page.",
+)
+def compile_(settings: Path | None, output: Path, catalogue: Path | None) -> None:
     """Compile the pipelines to YAML, ready to upload."""
     import os
 
@@ -155,3 +160,8 @@ def compile_(settings: Path | None, output: Path) -> None:
 
     for path in compile_pipelines(output):
         click.echo(path)
+    if catalogue is not None:
+        from medseg.kubeflow.catalogue import write_catalogue
+
+        write_catalogue(catalogue, output)
+        click.echo(catalogue)

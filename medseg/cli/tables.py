@@ -10,9 +10,6 @@ from rich.table import Table
 
 from medseg.kubeflow.compiled import Parameter, pipeline_names, read_pipeline
 
-PLATFORM = ("pvc_name", "image", "cpu", "memory", "gpu_count", "gpu_type", "node_selector")
-"""Parameters that matter on a cluster only; the overview leaves them out."""
-
 
 def show_pipelines() -> None:
     """Prints every pipeline: name, what it does, parameters."""
@@ -22,7 +19,7 @@ def show_pipelines() -> None:
     table.add_column("parameters")
     for name in pipeline_names():
         pipeline = read_pipeline(name)
-        shown = [p for p in pipeline.parameters.values() if not _is_platform(p)]
+        shown = [p for p in pipeline.parameters.values() if not p.for_platform]
         table.add_row(name, pipeline.description, "\n".join(map(_brief, shown)))
     console = Console()
     console.print(table)
@@ -45,10 +42,6 @@ def show_parameters(name: str) -> None:
         default = "[red]required" if parameter.required else _text(parameter.default)
         table.add_row(parameter.name, default, parameter.description)
     Console().print(table)
-
-
-def _is_platform(parameter: Parameter) -> bool:
-    return parameter.name in PLATFORM or parameter.name.endswith("_secret")
 
 
 def _brief(parameter: Parameter) -> str:

@@ -265,9 +265,7 @@ class TaskConfig(_Strict):
         return self.results_folder / f"fold_{self.fold if fold is None else fold}"
 
 
-def load_config(
-    path: str | Path, root: DataRoot | None = None, *, fold: int = -1
-) -> TaskConfig:
+def load_config(path: str | Path, root: DataRoot | None = None, *, fold: int = -1) -> TaskConfig:
     """Reads a task's config.
 
     Args:

@@ -26,6 +26,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 """KFP's parameter types and the Python values that they take."""
 
+PLATFORM_PARAMETERS = (
+    "pvc_name",
+    "image",
+    "cpu",
+    "memory",
+    "gpu_count",
+    "gpu_type",
+    "node_selector",
+)
+"""Parameters that every pipeline takes beside its own and its ``<name>_secret``s."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -44,6 +55,11 @@ class Parameter:
     description: str
     required: bool
     default: Any = None
+
+    @property
+    def for_platform(self) -> bool:
+        """Whether it says where stages run, so that it matters on a cluster only."""
+        return self.name in PLATFORM_PARAMETERS or self.name.endswith("_secret")
 
     def check(self, value: Any) -> Any:
         """The value, if it is of the parameter's type; text is read as the type's notation.
@@ -75,7 +91,7 @@ class CompiledPipeline:
         name: Its file name without the ending.
         path: The YAML file.
         description: What it does.
-        parameters: Its inputs by name, those without a default first.
+        parameters: Its inputs by name: required ones, optional ones, the platform's.
         stages: Names of all components in it.
     """
 
@@ -158,7 +174,10 @@ def read_pipeline(name: str, folder: Path | None = None) -> CompiledPipeline:
         name=name,
         path=path,
         description=spec["pipelineInfo"].get("description", ""),
-        parameters={p.name: p for p in sorted(parameters, key=lambda p: not p.required)},
+        parameters={
+            p.name: p
+            for p in sorted(parameters, key=lambda p: (not p.required, p.for_platform, p.name))
+        },
         stages=tuple(spec["deploymentSpec"]["executors"]),
     )
 

@@ -74,7 +74,7 @@ def run_local(
     """
     checked = pipeline.arguments(arguments)
     started = time.monotonic()
-    name = f"{pipeline.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    name = f"{pipeline.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3]
     try:
         with lock(root, f"run-{pipeline.name}"), tempfile.TemporaryDirectory() as scratch:
             folder = root.path / "runs" / name

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+import time
+
+from tests.pipelines.harness import MEDSEG, medseg
+
+
+def test_help_is_quick_and_lists_the_commands() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([MEDSEG, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.5
+    for command in ("pipelines", "run", "segment", "demo", "compile"):
+        assert command in medseg("--help").stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, medseg.cli; print([m for m in ('torch', 'kfp', 'mlflow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_pipelines_table() -> None:
+    table = medseg("pipelines").stdout
+    for name in ("lifecycle", "train", "dicom_to_nifti", "convert_pt_to_ts"):
+        assert name in table
+    one = medseg("pipelines", "train").stdout
+    for parameter in ("config_file_path", "folds", "pvc_name", "gpu_count", "node_selector"):
+        assert parameter in one
+
+
+def test_mistakes_on_the_command_line(tmp_path: object) -> None:
+    for arguments, sentence in (
+        (("run", "trian"), "there is no pipeline 'trian' (did you mean 'train'?)"),
+        (("run", "train", "-p", "fold=1"), "no parameter 'fold' (did you mean 'folds'?)"),
+        (("run", "train"), "pipeline train needs config_file_path"),
+        (("run", "train", "-p", "x"), "-p x: write it as -p name=value."),
+        (
+            ("run", "train", "-p", "config_file_path=c", "-p", "folds=one"),
+            "parameter folds: 'one' is not a JSON list.",
+        ),
+    ):
+        done = medseg(*arguments, "--data-root", tmp_path)
+        assert done.returncode == 1
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr

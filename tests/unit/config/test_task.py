@@ -1,0 +1,144 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from medseg.config import load_config
+from medseg.project import DataRoot, UserError
+
+MAIA = """\
+data_dir: /mnt/Data/NIFTI/Task09_Spleen
+nnunet_root_dir: /mnt/Data/nnUNet
+dataset_name_or_id: "09"
+dataset_format: "subfolders"            # or decathlon
+modality_dict: {image: "_image.nii.gz", label: "_label.nii.gz"}
+output_data_dir: /mnt/Data/NIFTI/Task09_Spleen
+experiment_name: "Task09_Spleen"
+concat_modalities_flag: false
+labels: {background: 0, Spleen: 1}
+label_dict: {Spleen: 1}
+bundle_config:
+  bundle_root: "/mnt/Data/MONet_Bundle/Task09/MONetBundle"
+  tracking_uri: "https://mlflow.example.org"
+  mlflow_run_name: "nnUNet"
+continue_training: true                 # optional
+run_validation_only: false              # optional
+"""
+
+
+def write(root: DataRoot, **changes: Any) -> str:
+    content = yaml.safe_load(MAIA) | changes
+    (root.path / "c.yaml").write_text(yaml.safe_dump({k: v for k, v in content.items() if v != ""}))
+    return "c.yaml"
+
+
+def test_maia_file_loads_unchanged(root: DataRoot) -> None:
+    (root.path / "c.yaml").write_text(MAIA)
+    config = load_config("/mnt/Data/c.yaml")
+    assert config.dataset_id == 9
+    assert config.dataset_name == "Dataset009_Task09_Spleen"
+    assert config.data_folder == root.path / "NIFTI/Task09_Spleen"
+    assert config.raw_folder == root.path / "nnUNet/nnUNet_raw_data_base/Dataset009_Task09_Spleen"
+    assert config.fold_folder() == (
+        root.path / "nnUNet/nnUNet_trained_models/Dataset009_Task09_Spleen"
+        "/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0"
+    )
+    assert config.bundle_folder == root.path / "MONet_Bundle/Task09/MONetBundle"
+    assert config.channels == {"image": "_image.nii.gz"}
+    assert config.label_suffix == "_label.nii.gz"
+    assert load_config("c.yaml", fold=3).fold == 3
+
+
+def test_optional_keys_of_maia(root: DataRoot) -> None:
+    config = load_config(
+        write(
+            root,
+            modality_list=["CT"],
+            regions_class_order=[1, 2],
+            labels={"background": 0, "whole": [1, 2], "core": 2},
+            label_dict="",
+            trainer_class_name="nnUNetTrainerNoMirroring",
+            nnunet_plans_name="nnUNetResEncUNetMPlans",
+            fold="all",
+            train_extra_configs={"weight_decay": 1e-5},
+        )
+    )
+    assert config.has_regions
+    assert config.label_values == [0, 1, 2]
+    assert (
+        config.results_folder.name == "nnUNetTrainerNoMirroring__nnUNetResEncUNetMPlans__3d_fullres"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_epoch": 3}, r"unknown key 'num_epoch' \(did you mean 'num_epochs'\?\)"),
+        (
+            {"bundle_config": {"bundle_roots": "x", "bundle_root": "x"}},
+            r"unknown key 'bundle_config.bundle_roots' \(did you mean 'bundle_root'\?\)",
+        ),
+        ({"data_dir": ""}, "'data_dir' is missing"),
+        ({"num_epochs": "many"}, "'num_epochs': input should be a valid integer.*not 'many'"),
+        (
+            {"dataset_format": "bids"},
+            "'dataset_format': input should be 'subfolders' or 'decathlon'",
+        ),
+        ({"dataset_name_or_id": "0"}, "'dataset_name_or_id': must be a number from 1 to 999"),
+        ({"experiment_name": "a/b"}, "'experiment_name': may hold letters, digits"),
+        ({"labels": {"Spleen": 1}}, "labels: must hold 'background: 0'"),
+        ({"labels": {"background": 0}}, "labels: must name at least one structure"),
+        (
+            {"labels": {"background": 0, "a": 2}, "label_dict": ""},
+            "labels: values must be consecutive",
+        ),
+        ({"label_dict": {"Liver": 1}}, "label_dict: Liver: 1 does not agree with labels"),
+        ({"modality_dict": {"image": "_i.nii.gz"}}, "modality_dict: must hold 'label'"),
+        (
+            {"modality_dict": {"image": ".nii.gz", "label": ".nii.gz"}},
+            "modality_dict: two entries have the same suffix",
+        ),
+        ({"modality_list": ["CT", "PT"]}, "modality_list: must name 1 channels"),
+        ({"data_dir": "/somewhere/else"}, "data_dir: /somewhere/else lies outside the data root"),
+        ({"data_dir": "../x"}, "data_dir: ../x lies outside the data root"),
+        (
+            {"bundle_config": {"bundle_root": "/x"}},
+            "bundle_config.bundle_root: /x lies outside the data root",
+        ),
+    ],
+)
+def test_each_mistake_is_named(root: DataRoot, changes: dict[str, Any], sentence: str) -> None:
+    before = write(root, **changes)
+    text = (root.path / before).read_text()
+    with pytest.raises(UserError, match=sentence):
+        load_config(before)
+    assert (root.path / before).read_text() == text
+    assert [p.name for p in root.path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, r"the config .*c\.yaml does not exist: check config_file_path"),
+        ("", r"the config .*c\.yaml is empty"),
+        ("# nothing\n", r"the config .*c\.yaml is empty"),
+        ("a: [1\nb: 2\n", r"the config .*c\.yaml is not valid YAML \(line \d+, column \d+\)"),
+        ("- a\n- b\n", r"the config .*c\.yaml holds a list, not a mapping"),
+        ("!!python/object/apply:os.system ['touch x']", r"is not valid YAML"),
+    ],
+)
+def test_unusable_files(root: DataRoot, content: str | None, sentence: str, tmp_path: Path) -> None:
+    if content is not None:
+        (root.path / "c.yaml").write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        load_config("c.yaml")
+
+
+def test_all_findings_in_one_message(root: DataRoot) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(root, num_epoch=1, save_every=0, experiment_name=""))
+    message = str(caught.value)
+    assert "'num_epoch'" in message
+    assert "'save_every'" in message
+    assert "'experiment_name' is missing" in message

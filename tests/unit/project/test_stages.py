@@ -1,0 +1,140 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medseg.project import CasesFailedError, DataRoot, Failures, UserError, lock, progress, stage
+from medseg.project.stages import EVENTS_VARIABLE, RUN_VARIABLE
+
+
+def test_user_error_is_one_line_and_status_1(
+    root: DataRoot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, stage("train"):
+        raise UserError("the config x is empty.")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "error: the config x is empty.\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "the disk is full: writing /mnt/x failed. Free some space"),
+        (errno.EROFS, "/mnt/x cannot be written: the data root is read-only"),
+    ],
+)
+def test_errors_of_the_volume_become_sentences(
+    root: DataRoot, capsys: pytest.CaptureFixture[str], number: int, sentence: str
+) -> None:
+    with pytest.raises(SystemExit) as caught, stage("train"):
+        raise OSError(number, os.strerror(number), "/mnt/x")
+    assert caught.value.code == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback(root: DataRoot) -> None:
+    with pytest.raises(FileNotFoundError), stage("train"):
+        raise FileNotFoundError(errno.ENOENT, "gone", "x")
+
+
+def test_events(root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = tmp_path / "events"
+    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
+    with stage("train", target="config"):
+        progress("epoch", 1, 2)
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [(e["stage"], e["event"]) for e in lines] == [
+        ("train", "start"),
+        ("train", "progress"),
+        ("train", "end"),
+    ]
+    assert (lines[1]["done"], lines[1]["total"]) == (1, 2)
+
+
+def test_one_failed_case_does_not_lose_the_others(root: DataRoot) -> None:
+    failures, done = Failures("convert"), []
+    for case in ("a", "b", "c"):
+        with failures.case(case):
+            if case == "b":
+                raise ValueError("broken")
+            done.append(case)
+    assert done == ["a", "c"]
+    failures.check(total=3, allowed=1)
+    with pytest.raises(CasesFailedError, match=r"1 of 3 cases failed \(0 allowed\).*b: ValueError"):
+        failures.check(total=3)
+
+
+def test_a_full_disk_stops_the_stage_at_once() -> None:
+    with pytest.raises(OSError), Failures("convert").case("a"):
+        raise OSError(errno.ENOSPC, "full")
+
+
+HOLDER = """
+import time
+from medseg.project import stage
+with stage("train", target="c.yaml") as root:
+    (root.path / "started").touch()
+    try:
+        time.sleep(60)
+    finally:
+        (root.path / "saved").touch()
+"""
+
+
+def _start_holder(root: DataRoot, **environment: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER], env={**os.environ, **environment})
+    deadline = time.monotonic() + 20
+    while not (root.path / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def test_the_second_run_says_who_holds_the_lock(
+    root: DataRoot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder = _start_holder(root)
+    try:
+        with pytest.raises(SystemExit), stage("train", target="c.yaml"):
+            pass
+        message = capsys.readouterr().err
+        assert f"(process {holder.pid})" in message
+        assert "Wait until it ends" in message
+        with stage("train", target="other.yaml"):
+            pass  # another target is free
+    finally:
+        holder.kill()
+        holder.wait()
+    with stage("train", target="c.yaml"):
+        pass  # a killed holder leaves no lock
+
+
+def test_sigterm_lets_the_stage_clean_up(root: DataRoot) -> None:
+    holder = _start_holder(root)
+    holder.send_signal(signal.SIGTERM)
+    assert holder.wait(timeout=10) == 143
+    assert (root.path / "saved").exists()
+
+
+def test_a_stage_ends_with_its_run(root: DataRoot) -> None:
+    run = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    holder = _start_holder(root, **{RUN_VARIABLE: str(run.pid)})
+    run.kill()
+    run.wait()
+    assert holder.wait(timeout=10) == 143
+
+
+def test_locks_have_names(root: DataRoot) -> None:
+    with (
+        lock(root, "a"),
+        lock(root, "b"),
+        pytest.raises(UserError, match=r"a is already running on the data root .* holds the lock"),
+        lock(root, "a"),
+    ):
+        pass
