@@ -1,1 +1,70 @@
-"""TODO."""
+"""DICOM in and out: sources, series to volume, DICOM SEG to label map and back.
+
+Two stages of the pipelines, and what other rooms share with them:
+
+* :func:`nifti_to_dicom` writes a NIfTI dataset as one study per case (image series and DICOM SEG),
+  to a folder, a DICOMweb server (STOW-RS) or a DICOM node (C-STORE).
+* :func:`list_studies`, :func:`convert_studies` and :func:`collect_dataset` turn the studies of a
+  DICOMweb server or a folder into a NIfTI dataset, in shards that may run at once.
+* :func:`read_image` reads a NIfTI file or a DICOM series as a :class:`Volume`;
+  :func:`write_nifti` and :func:`write_segmentation` write one back.
+
+Conventions: arrays are indexed ``[i, j, k]`` as in NIfTI (column, row, slice of a DICOM series);
+affines map such an index to millimetres in **RAS**. DICOM's own coordinates are LPS; they stay
+inside this room. Slices ascend along the normal that the row and column directions span
+(PS3.3 C.7.6.2), whatever their instance numbers say, so that co-registered series agree.
+
+What a predictor does with it::
+
+    volume = read_image("DICOM/patient_1")              # or a .nii.gz
+    network_input = volume.array.transpose(2, 1, 0)     # nnU-Net's [z, y, x]
+    spacing = volume.spacing[::-1]                      # mm, in the same order
+    ...
+    mask = prediction.transpose(2, 1, 0)                # back to [i, j, k]
+    if volume.instances:
+        write_segmentation(mask, volume, "out.dcm", {"background": 0, "Spleen": 1})
+    else:
+        write_nifti(mask, volume.affine, "out.nii.gz")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medseg.dicom.dataset import collect_dataset
+    from medseg.dicom.images import read_image
+    from medseg.dicom.nifti import read_nifti, write_nifti
+    from medseg.dicom.segmentation import write_segmentation
+    from medseg.dicom.to_dicom import nifti_to_dicom
+    from medseg.dicom.to_nifti import convert_studies, list_studies
+    from medseg.dicom.volume import Volume
+
+_HOME = {
+    "Volume": "volume",
+    "collect_dataset": "dataset",
+    "convert_studies": "to_nifti",
+    "list_studies": "to_nifti",
+    "nifti_to_dicom": "to_dicom",
+    "read_image": "images",
+    "read_nifti": "nifti",
+    "write_nifti": "nifti",
+    "write_segmentation": "segmentation",
+}
+
+__all__ = [
+    "Volume",
+    "collect_dataset",
+    "convert_studies",
+    "list_studies",
+    "nifti_to_dicom",
+    "read_image",
+    "read_nifti",
+    "write_nifti",
+    "write_segmentation",
+]
+
+
+def __getattr__(name: str) -> Any:  # PEP 562: pydicom and highdicom load with their first use
+    if name in _HOME:
+        return getattr(import_module(f"medseg.dicom.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,48 @@
+"""One door for an image, whatever its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medseg.dicom.nifti import read_nifti
+from medseg.dicom.series import volume_from_instances
+from medseg.dicom.sources import IMAGE_MODALITIES, FolderSource, describe
+from medseg.dicom.volume import Volume
+from medseg.project import UserError
+
+
+def read_image(path: str | Path) -> Volume:
+    """Reads a NIfTI file or a DICOM series.
+
+    Args:
+        path: A ``.nii``/``.nii.gz`` file, a DICOM file (multi-frame or one slice), or a folder
+            that holds the files of one CT, MR or PT series, at any depth and beside other
+            objects (SEG, reports).
+
+    Returns:
+        The volume. For DICOM, :attr:`Volume.instances` carries the headers that
+        :func:`medseg.dicom.write_segmentation` refers to.
+
+    Raises:
+        UserError: The path does not exist, holds no or several image series, or the series is no
+            regular volume (a missing slice, mixed sizes or orientations, …).
+    """
+    path = Path(path)
+    if path.name.endswith((".nii", ".nii.gz")):
+        return read_nifti(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a NIfTI file or a folder with DICOM files.")
+    source = FolderSource(path)
+    series = [
+        series
+        for study in source.studies()
+        for series in source.series(study.uid)
+        if series.modality in IMAGE_MODALITIES
+    ]
+    if len(series) != 1:
+        found = ", ".join(map(describe, series)) or "none"
+        raise UserError(
+            f"{path} must hold exactly one image series (CT, MR or PT), found {found}: "
+            "name the folder of one series."
+        )
+    return volume_from_instances(source.fetch(series[0]), path.name)

@@ -1,0 +1,367 @@
+"""DICOM SEG: written for a source series, read onto an image's grid."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+from highdicom.seg import Segmentation, SegmentDescription
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+
+from medseg import __version__
+from medseg.dicom.images import read_image
+from medseg.dicom.nifti import as_labels
+from medseg.dicom.volume import LPS_TO_RAS, SAME_PLACE, Volume
+from medseg.project import UserError, atomic_file
+
+MANUFACTURER = "kfp-medseg"
+LONGEST_NAME = 64
+"""Characters that DICOM's value representation LO holds."""
+
+_ANATOMY = codes.SCT.AnatomicalStructure
+_TISSUE = codes.SCT.Tissue
+
+
+def write_segmentation(
+    mask: NDArray[Any],
+    reference: Volume | str | Path,
+    path: str | Path,
+    labels: Mapping[str, int],
+    *,
+    segments: Sequence[Mapping[str, Any]] = (),
+    algorithm_name: str = "kfp-medseg",
+    algorithm_version: str = __version__,
+    description: str = "Segmentation",
+) -> Path:
+    """Writes a label map as a binary DICOM SEG that refers to its source series.
+
+    Segments are numbered 1, 2, … in the order of their label values; a label without a voxel is
+    described but has no frames. Equal input gives equal UIDs.
+
+    Args:
+        mask: Label values ``[i, j, k]`` on the reference's grid.
+        reference: The source series: a volume from :func:`medseg.dicom.read_image`, or its path.
+        path: The file to write.
+        labels: Segment names to label values, as a config's ``labels``; the value 0 is background.
+        segments: What replaces the defaults of a segment: items with ``segment_label`` (one of
+            ``labels``) and any of ``segmented_property_category``, ``segmented_property_type``
+            (each ``{code, scheme, meaning}``) and ``algorithm_name``, as in a segmentation task
+            file. By default a name that pydicom's SNOMED CT dictionary knows (``Spleen``) gets its
+            code, any other the code of tissue.
+        algorithm_name: What made the mask, at most 64 characters; empty means a person did
+            (SegmentAlgorithmType MANUAL, else AUTOMATIC).
+        algorithm_version: The algorithm's version.
+        description: SeriesDescription.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: The reference is no DICOM series, the mask has another size, holds a value that
+            ``labels`` does not name, or a name is longer than 64 characters.
+    """
+    if not isinstance(reference, Volume):
+        reference = read_image(reference)
+    dataset = build_segmentation(
+        mask,
+        reference,
+        labels,
+        segments=segments,
+        algorithm_name=algorithm_name,
+        algorithm_version=algorithm_version,
+        description=description,
+    )
+    with atomic_file(Path(path)) as temporary:
+        dataset.save_as(temporary)
+    return Path(path)
+
+
+def build_segmentation(
+    mask: NDArray[Any],
+    reference: Volume,
+    labels: Mapping[str, int],
+    *,
+    segments: Sequence[Mapping[str, Any]] = (),
+    algorithm_name: str = "kfp-medseg",
+    algorithm_version: str = __version__,
+    description: str = "Segmentation",
+) -> Segmentation:
+    """The dataset that :func:`write_segmentation` writes; same arguments and errors."""
+    if not reference.instances:
+        raise UserError(
+            f"{reference.name} is no DICOM series, so a DICOM SEG has nothing to refer to: "
+            "give the DICOM input, or choose NIfTI as output format."
+        )
+    mask = as_labels(mask, f"the mask for {reference.name}")
+    if mask.shape != reference.shape:
+        raise UserError(
+            f"the mask has shape {mask.shape}, its source series {reference.name} "
+            f"{reference.shape}: resample the mask onto the series' grid first."
+        )
+    names = {
+        value: name for name, value in sorted(labels.items(), key=lambda item: item[1]) if value
+    }
+    unknown = sorted(set(np.unique(mask).tolist()) - {0, *names})
+    if unknown:
+        raise UserError(
+            f"the mask for {reference.name} holds the label {unknown[0]}, which no segment "
+            f"declares ({', '.join(f'{name}: {value}' for value, name in names.items())})."
+        )
+    overrides = _overrides(segments, names.values())
+    numbers = np.zeros(max(names) + 1, np.uint8 if len(names) < 256 else np.uint16)
+    numbers[list(names)] = np.arange(1, len(names) + 1)
+    frames = np.ascontiguousarray(numbers[mask].transpose(2, 1, 0))
+
+    first = reference.instances[0]
+    content = hashlib.sha256(frames.tobytes())
+    seed = [
+        str(first.SeriesInstanceUID),
+        content.hexdigest(),
+        repr(sorted(names.items())),
+        repr(segments),
+        f"{algorithm_name} {algorithm_version} {description} {__version__}",
+    ]
+    # highdicom warns of unusual patient names by quoting them; it gets none to quote.
+    nameless = Dataset()
+    nameless.update(first)
+    nameless.add_new("PatientName", "PN", "")  # an assignment would change the source's
+    segmentation = Segmentation(
+        source_images=[nameless, *reference.instances[1:]],
+        pixel_array=highdicom.Volume(
+            frames,
+            (LPS_TO_RAS @ reference.affine)[:, [2, 1, 0, 3]],  # highdicom's: slice, row, column
+            "PATIENT",
+            frame_of_reference_uid=first.FrameOfReferenceUID,
+        ),
+        segmentation_type="BINARY",
+        segment_descriptions=[
+            _describe(number, name, overrides.get(name, {}), algorithm_name, algorithm_version)
+            for number, name in enumerate(names.values(), start=1)
+        ],
+        series_instance_uid=generate_uid(entropy_srcs=["series", *seed]),
+        series_number=int(first.get("SeriesNumber") or 0) + 1000,
+        sop_instance_uid=generate_uid(entropy_srcs=["instance", *seed]),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name="medseg",
+        software_versions=__version__,
+        device_serial_number="0",
+        content_label="SEGMENTATION",
+        content_creator_name=None,
+        series_description=_short(description, "the series description"),
+    )
+    segmentation.PatientName = first.get("PatientName")
+    return segmentation
+
+
+def _short(text: str, what: str) -> str:
+    if len(text) > LONGEST_NAME:
+        raise UserError(
+            f"{what} {text!r} has {len(text)} characters; DICOM allows {LONGEST_NAME}: shorten it."
+        )
+    return text
+
+
+def _overrides(segments: Sequence[Mapping[str, Any]], names: Any) -> dict[str, Mapping[str, Any]]:
+    known = {name.casefold(): name for name in names}
+    found = {}
+    for segment in segments:
+        label = str(segment.get("segment_label", ""))
+        if label.casefold() not in known:
+            raise UserError(
+                f"Segments: segment_label {label!r} is none of the labels "
+                f"({', '.join(known.values())})."
+            )
+        found[known[label.casefold()]] = segment
+    return found
+
+
+def _describe(
+    number: int, name: str, override: Mapping[str, Any], algorithm: str, version: str
+) -> SegmentDescription:
+    algorithm = str(override.get("algorithm_name") or algorithm)
+    kind = getattr(codes.SCT, "".join(word.capitalize() for word in name.split()), None)
+    identification = None
+    if algorithm:
+        identification = highdicom.AlgorithmIdentificationSequence(
+            name=_short(algorithm, "the algorithm name"),
+            family=codes.DCM.ArtificialIntelligence,
+            version=_short(version, "the algorithm version"),
+        )
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=_short(name, "the segment name"),
+        segmented_property_category=_code(override, "category", _ANATOMY if kind else _TISSUE),
+        segmented_property_type=_code(override, "type", kind or _TISSUE),
+        algorithm_type="AUTOMATIC" if algorithm else "MANUAL",
+        algorithm_identification=identification,
+    )
+
+
+def _code(override: Mapping[str, Any], which: str, default: Code) -> Code:
+    given = override.get(f"segmented_property_{which}")
+    if not given:
+        return default
+    try:
+        return Code(str(given["code"]), str(given["scheme"]), str(given["meaning"]))
+    except (KeyError, TypeError):
+        raise UserError(
+            f"Segments: segmented_property_{which} of {override.get('segment_label')!r} needs "
+            "code, scheme and meaning."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a DICOM SEG.
+
+    Attributes:
+        name: SegmentLabel.
+        number: SegmentNumber.
+        automatic: Whether an algorithm made it without a person (SegmentAlgorithmType AUTOMATIC).
+    """
+
+    name: str
+    number: int
+    automatic: bool
+
+
+def read_segments(dataset: Dataset) -> list[Segment]:
+    """The segments that a DICOM SEG describes, by number; a LABELMAP's background is left out."""
+    segments = [
+        Segment(
+            str(item.get("SegmentLabel") or f"Segment {item.SegmentNumber}").strip(),
+            int(item.SegmentNumber),
+            item.get("SegmentAlgorithmType") == "AUTOMATIC",
+        )
+        for item in dataset.get("SegmentSequence") or ()
+    ]
+    return sorted((s for s in segments if s.number > 0), key=lambda segment: segment.number)
+
+
+def paint_segments(
+    dataset: Dataset,
+    values: Mapping[int, int],
+    label_map: NDArray[Any],
+    image: Volume,
+    *,
+    overwrite: Sequence[int] = (),
+) -> None:
+    """Paints segments of a DICOM SEG into a label map.
+
+    Every frame is placed by its own position and orientation, so frames may come in any order,
+    leave out empty slices, cover a part of the image, or be stored flipped or in another plane, as
+    long as their voxels are the image's. A FRACTIONAL segmentation counts where it is at least
+    half of its maximum.
+
+    Args:
+        dataset: The DICOM SEG.
+        values: Segment number to label value; other segments are left out.
+        label_map: Label values ``[i, j, k]`` on the image's grid, changed in place.
+        image: The image.
+        overwrite: Label values that may be painted over (nested regions); elsewhere two segments
+            in one voxel are an error.
+
+    Raises:
+        UserError: The segmentation's voxels are not the image's, or two segments overlap.
+    """
+    seg = Segmentation.from_dataset(dataset, copy=False)
+    fractional = seg.SegmentationType == "FRACTIONAL"
+    threshold = float(seg.get("MaximumFractionalValue") or 1) / 2
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    to_index = np.linalg.inv(LPS_TO_RAS @ image.affine).astype(np.float64)
+    for frame, groups in enumerate(seg.PerFrameFunctionalGroupsSequence):
+        pixels = None
+        if seg.SegmentationType == "LABELMAP":
+            pixels = seg.get_stored_frame(frame, as_index=True)
+            present = [number for number in np.unique(pixels).tolist() if number in values]
+        else:
+            identification = _group(groups, shared, "SegmentIdentificationSequence")
+            present = [int(identification.ReferencedSegmentNumber)]
+        placement = None
+        for number in present:
+            if number not in values:
+                continue
+            if pixels is None:
+                pixels = seg.get_stored_frame(frame, as_index=True)
+                where = pixels >= threshold if fractional else pixels > 0
+            else:
+                where = pixels == number
+            rows, columns = np.nonzero(where)
+            if not len(rows):
+                continue
+            if placement is None:
+                placement = _placement(groups, shared, to_index, image)
+            i, j, k = (placement[:3, :3] @ np.stack([columns, rows, np.ones_like(rows)])).astype(
+                np.intp
+            )
+            inside = np.all(
+                [(i >= 0), (j >= 0), (k >= 0)]
+                + [axis < size for axis, size in zip((i, j, k), image.shape, strict=True)]
+            )
+            if not inside:
+                raise UserError(
+                    f"the segmentation of {image.name} reaches outside the image: it belongs to "
+                    "another series."
+                )
+            _paint(label_map, (i, j, k), values[number], overwrite, image.name)
+
+
+def _paint(
+    label_map: NDArray[Any],
+    voxels: tuple[NDArray[np.intp], ...],
+    value: int,
+    overwrite: Sequence[int],
+    name: str,
+) -> None:
+    below = label_map[voxels]
+    taken = (below != 0) & (below != value) & ~np.isin(below, overwrite)
+    if taken.any():
+        raise UserError(
+            f"the segmentation of {name} overlaps itself: {int(taken.sum())} voxels belong to both "
+            f"label {int(below[taken][0])} and label {value}; a label map holds one label a voxel."
+        )
+    label_map[voxels] = value
+
+
+def _group(groups: Dataset, shared: Dataset, keyword: str) -> Dataset:
+    sequence = groups.get(keyword) or shared.get(keyword)
+    if not sequence:
+        raise UserError(f"the DICOM SEG has no {keyword}: it is not a valid segmentation.")
+    item: Dataset = sequence[0]
+    return item
+
+
+def _placement(
+    groups: Dataset, shared: Dataset, to_index: NDArray[np.float64], image: Volume
+) -> NDArray[np.float64]:
+    """3x3: a frame's (column, row, 1) to the image's voxel index; whole numbers."""
+    position = _group(groups, shared, "PlanePositionSequence").ImagePositionPatient
+    orientation = _group(groups, shared, "PlaneOrientationSequence").ImageOrientationPatient
+    spacing = _group(groups, shared, "PixelMeasuresSequence").PixelSpacing
+    frame = np.array(
+        [
+            [*(float(value) * float(spacing[1]) for value in orientation[:3]), 0],
+            [*(float(value) * float(spacing[0]) for value in orientation[3:]), 0],
+            [*map(float, position), 1],
+        ]
+    ).T
+    exact = (to_index @ frame)[:3]
+    whole: NDArray[np.float64] = np.rint(exact)
+    # Over the whole frame no voxel may be off by more than the tolerance.
+    extent = np.array([max(image.shape), max(image.shape), 1])
+    if (np.abs(exact - whole) @ extent > SAME_PLACE).any() or np.abs(whole[:, :2]).sum() != 2:
+        raise UserError(
+            f"the segmentation has different geometry than {image.name} (origin, spacing or "
+            "orientation): it was drawn on another series or resampled; make it again on this one."
+        )
+    return whole

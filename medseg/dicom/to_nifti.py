@@ -1,0 +1,343 @@
+"""The stage ``dicom_to_nifti``: studies to a NIfTI dataset, in shards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from medseg.config.task import LABEL_KEY, TaskConfig
+from medseg.dicom.cases import case_names
+from medseg.dicom.nifti import as_labels, write_nifti
+from medseg.dicom.segmentation import Segment, paint_segments, read_segments
+from medseg.dicom.series import volume_from_instances
+from medseg.dicom.sources import IMAGE_MODALITIES, Series, Source, describe, open_source
+from medseg.dicom.volume import Volume, check_same_grid
+from medseg.project import DataRoot, Failures, Manifest, UserError, fingerprint, progress
+
+MANIFEST = "dicom_to_nifti"
+"""Name of a case's manifest; its result is the case's row of the quality table."""
+
+DEFAULT_SUFFIXES = {"image": "_image.nii.gz", LABEL_KEY: "_label.nii.gz"}
+"""File suffixes where no config says others."""
+
+
+def list_studies(
+    root: DataRoot, studies: str, output_folder: str, *, shards: int = 1
+) -> list[list[str]]:
+    """Lists all studies of a source and gives each its case name.
+
+    Args:
+        root: The data root.
+        studies: A DICOMweb URL, or a folder inside the data root (``file:///…`` or a path).
+        output_folder: The folder of the dataset to be.
+        shards: Into how many lists to deal the studies; empty lists are left out.
+
+    Returns:
+        StudyInstanceUIDs, dealt into shards.
+
+    Raises:
+        UserError: The source cannot be read or holds no study, or ``shards`` is below 1.
+    """
+    if shards < 1:
+        raise UserError(f"shards is {shards}: give 1 or more.")
+    folder = root.resolve(output_folder, field="output_folder")
+    found = open_source(root, studies).studies()
+    if not found:
+        raise UserError(f"{studies} holds no studies: check the parameter studies.")
+    case_names(root, folder, found)
+    uids = [study.uid for study in found]
+    progress(f"{len(uids)} studies")
+    return [uids[start::shards] for start in range(min(shards, len(uids)))]
+
+
+def convert_studies(
+    root: DataRoot,
+    studies: str,
+    study_uids: list[str],
+    output_folder: str,
+    *,
+    config: TaskConfig | None = None,
+    deidentify: bool = False,
+) -> dict[str, Any]:
+    """Converts studies to NIfTI: ``<output>/<case>/<case><suffix>``, one shard of the dataset.
+
+    **Image series.** Series of modality CT, MR or PT. A study with one needs no choice. Of several,
+    each channel of the config's ``modality_dict`` takes the series whose SeriesDescription is the
+    channel's key, else the only one whose SeriesDescription holds the key or whose Modality is
+    the key (case and punctuation do not count: ``flair_reg`` finds ``FLAIRreg``). With a single
+    channel and no such match, or without a config, the series that the DICOM SEG refers to is
+    taken. Channels must lie on one grid.
+
+    **Label.** The DICOM SEG that refers to the image series, else one of its frame of reference.
+    With a config the segments' names decide, compared without case; without one the segments'
+    numbers. Of two SEGs with a segment of the same name the later one counts; a SEG that only an
+    algorithm made is left out where a person made another. A study without SEG gives no label.
+
+    A case whose series and settings are unchanged since it was converted is not fetched again.
+
+    Args:
+        root: The data root.
+        studies: As in :func:`list_studies`.
+        study_uids: The shard: StudyInstanceUIDs from :func:`list_studies`.
+        output_folder: The dataset's folder.
+        config: The task, for suffixes, channels and labels.
+        deidentify: Whether cases get pseudonyms instead of PatientIDs.
+
+    Returns:
+        ``cases`` (all that are done), ``converted`` (those done now) and ``skipped`` (case to
+        reason: studies without image series).
+
+    Raises:
+        UserError: The source cannot be read.
+        CasesFailedError: More cases failed than the config's ``max_failed_cases`` (without a
+            config: any); the others are finished.
+    """
+    folder = root.resolve(output_folder, field="output_folder")
+    source = open_source(root, studies)
+    wanted = set(study_uids)
+    listed = [study for study in source.studies() if study.uid in wanted]
+    names = case_names(root, folder, listed, deidentify=deidentify)
+    failures = Failures("dicom_to_nifti")
+    for uid in study_uids:
+        if uid not in names:
+            failures.reasons[uid] = f"{studies} does not hold this study (any more)"
+    cases, converted, skipped = [], [], {}
+    listed.sort(key=lambda study: names[study.uid])
+    for done, study in enumerate(listed, start=1):
+        case = names[study.uid]
+        with failures.case(case):
+            series = source.series(study.uid)
+            if not any(item.modality in IMAGE_MODALITIES for item in series):
+                skipped[case] = "the study holds no CT, MR or PT series"
+                progress(f"{case} skipped: {skipped[case]}", done, len(listed))
+                continue
+            fresh = _convert(source, series, case, folder / case, config)
+            cases.append(case)
+            if fresh:
+                converted.append(case)
+            progress(case if fresh else f"{case} (unchanged)", done, len(listed))
+    failures.check(len(study_uids), config.max_failed_cases if config else 0)
+    return {"cases": cases, "converted": converted, "skipped": skipped}
+
+
+def _convert(
+    source: Source, series: Sequence[Series], case: str, folder: Path, config: TaskConfig | None
+) -> bool:
+    """Converts one study; whether there was anything to do."""
+    images = [item for item in series if item.modality in IMAGE_MODALITIES]
+    drawn = [item for item in series if item.modality == "SEG"]
+    settings: dict[str, Any] = {
+        "series": [asdict(item) for item in (*images, *drawn)],
+        "suffixes": config.modality_dict if config else DEFAULT_SUFFIXES,
+        "labels": config.labels if config else None,
+        "regions": config.regions_class_order if config else None,
+    }
+    inputs = fingerprint([], settings)
+    manifest = Manifest(folder, MANIFEST)
+    if manifest.is_done(inputs):
+        return False
+
+    segmentations = [dataset for item in drawn for dataset in source.fetch(item)]
+    channels = _choose(images, segmentations, config)
+    volumes = {
+        key: volume_from_instances(source.fetch(item), f"{case} ({describe(item)})")
+        for key, item in channels.items()
+    }
+    image = next(iter(volumes.values()))
+    for other in volumes.values():
+        check_same_grid(image, other)
+    warnings: list[str] = []
+    chosen = _segments(segmentations, volumes, config, warnings)
+    label = _label_map(chosen, image, config) if chosen else None
+
+    suffixes = settings["suffixes"]
+    outputs = [
+        write_nifti(volume.array, volume.affine, folder / f"{case}{suffixes[key]}")
+        for key, volume in volumes.items()
+    ]
+    label_path = folder / f"{case}{suffixes[LABEL_KEY]}"
+    label_path.unlink(missing_ok=True)  # of an earlier state of the study
+    if label is not None:
+        outputs.append(write_nifti(label, image.affine, label_path))
+    values = {segment.name: value for _, segment, value in chosen}
+    manifest.record(inputs, outputs, _row(case, image, label, values, warnings))
+    return True
+
+
+# --- which series ---
+
+
+def _choose(
+    images: Sequence[Series], segmentations: Sequence[Dataset], config: TaskConfig | None
+) -> dict[str, Series]:
+    keys = list(config.channels) if config else ["image"]
+    if len(keys) == 1:
+        if len(images) == 1:
+            return {keys[0]: images[0]}
+        matches = _matches(keys[0], images) if config else []
+        if len(matches) != 1:
+            uids = {uid for dataset in segmentations for uid in _referenced_series(dataset)}
+            matches = [item for item in matches or images if item.uid in uids]
+        if len(matches) == 1:
+            return {keys[0]: matches[0]}
+        raise UserError(
+            f"the study has {len(images)} image series ({_list(images)}), and no DICOM SEG tells "
+            "which one to take: give a config with the key of modality_dict in the "
+            "SeriesDescription of that series."
+        )
+    chosen: dict[str, Series] = {}
+    for key in keys:
+        matches = _matches(key, images)
+        if len(matches) != 1:
+            raise UserError(
+                f"modality_dict: the channel {key!r} fits {_list(matches) or 'none'} of the "
+                f"study's image series ({_list(images)}): its key must be in the SeriesDescription "
+                "of exactly one, or be its Modality."
+            )
+        chosen[key] = matches[0]
+    if len({item.uid for item in chosen.values()}) < len(chosen):
+        raise UserError(
+            f"modality_dict: two channels fit the same series of the study ({_list(images)}): "
+            "give keys that tell the SeriesDescriptions apart."
+        )
+    return chosen
+
+
+def _matches(key: str, images: Sequence[Series]) -> list[Series]:
+    wanted = _plain(key)
+    exact = [item for item in images if _plain(item.description) == wanted]
+    return exact or [
+        item
+        for item in images
+        if wanted in _plain(item.description) or wanted == _plain(item.modality)
+    ]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).casefold()
+
+
+def _list(series: Sequence[Series]) -> str:
+    return ", ".join(map(describe, series))
+
+
+# --- which segments ---
+
+_Chosen = list[tuple[Dataset, Segment, int]]
+"""Segments with the SEG that holds them and their label value, in painting order."""
+
+
+def _segments(
+    segmentations: Sequence[Dataset],
+    volumes: dict[str, Volume],
+    config: TaskConfig | None,
+    warnings: list[str],
+) -> _Chosen:
+    """The segments that make the label map, and what the quality table should say of them."""
+    headers = [volume.instances[0] for volume in volumes.values()]
+    series = {str(header.SeriesInstanceUID) for header in headers}
+    frames = {str(header.get("FrameOfReferenceUID")) for header in headers}
+    fitting = [item for item in segmentations if series & set(_referenced_series(item))] or [
+        item for item in segmentations if str(item.get("FrameOfReferenceUID")) in frames
+    ]
+    fitting.sort(key=lambda item: f"{item.get('ContentDate')}{item.get('ContentTime')}")
+    found = [(item, segment) for item in fitting for segment in read_segments(item)]
+    by_hand = [(item, segment) for item, segment in found if not segment.automatic]
+    if by_hand and len(by_hand) < len(found):
+        warnings.append("segments that only an algorithm made were left out")
+    elif found and not by_hand:
+        warnings.append("the label was made by an algorithm alone")
+    if not found:
+        warnings.append("no label: the study has no DICOM SEG of this image")
+
+    latest = {segment.name.casefold(): (item, segment) for item, segment in by_hand or found}
+    if config is None:
+        numbered = [(item, segment, segment.number) for item, segment in latest.values()]
+        if len({number for *_, number in numbered}) < len(numbered):
+            raise UserError(
+                "several DICOM SEGs number different segments alike "
+                f"({', '.join(f'{s.name}: {n}' for _, s, n in numbered)}): give a config, whose "
+                "labels then decide by name."
+            )
+        return numbered
+    values = _config_values(config)
+    chosen = []
+    for name, (item, segment) in latest.items():
+        if name not in values:
+            raise UserError(
+                f"the DICOM SEG holds the segment {segment.name!r}, which the config's labels do "
+                f"not declare ({', '.join(config.labels)}): add it there or rename the segment."
+            )
+        chosen.append((item, segment, values[name]))
+    order = list(values.values())
+    return sorted((c for c in chosen if c[2]), key=lambda item: order.index(item[2]))
+
+
+def _config_values(config: TaskConfig) -> dict[str, int]:
+    """Label names, without case, to the value that they are painted with.
+
+    Regions are painted over each other with the values of ``regions_class_order``, as nnU-Net
+    turns its region predictions into a label map.
+    """
+    if not config.has_regions:
+        return {name.casefold(): int(v) for name, v in config.labels.items() if isinstance(v, int)}
+    names = [name.casefold() for name, value in config.labels.items() if value != 0]
+    return {"background": 0, **dict(zip(names, config.regions_class_order or (), strict=True))}
+
+
+def _label_map(chosen: _Chosen, image: Volume, config: TaskConfig | None) -> NDArray[Any]:
+    label_map = np.zeros(image.shape, np.uint16, order="F")
+    if config is not None and config.has_regions:  # painted over each other, in order
+        painted: list[int] = []
+        for dataset, segment, value in chosen:
+            paint_segments(dataset, {segment.number: value}, label_map, image, overwrite=painted)
+            painted.append(value)
+    else:
+        files = {id(dataset): dataset for dataset, *_ in chosen}
+        for key, dataset in files.items():
+            values = {segment.number: value for item, segment, value in chosen if id(item) == key}
+            paint_segments(dataset, values, label_map, image)
+    return as_labels(label_map, image.name)
+
+
+def _referenced_series(segmentation: Dataset) -> list[str]:
+    return [
+        str(item.SeriesInstanceUID) for item in segmentation.get("ReferencedSeriesSequence") or ()
+    ]
+
+
+# --- the quality table ---
+
+
+def _row(
+    case: str,
+    image: Volume,
+    label: NDArray[Any] | None,
+    values: dict[str, int],
+    warnings: list[str],
+) -> dict[str, Any]:
+    millilitres = float(np.prod(image.spacing)) / 1000
+    volumes = {}
+    for name, value in values.items():
+        voxels = int(np.count_nonzero(label == value))
+        volumes[name] = round(voxels * millilitres, 3)
+        if not voxels:
+            warnings.append(f"{name} is empty")
+    return {
+        "case": case,
+        "size": list(image.shape),
+        "spacing": [round(value, 4) for value in image.spacing],
+        "orientation": "".join(nibabel.aff2axcodes(image.affine)),
+        "intensity": [float(image.array.min()), float(image.array.max())],
+        "labels": values,
+        "volumes_ml": volumes,
+        "warnings": warnings,
+    }
