@@ -1,0 +1,56 @@
+"""nnU-Net's checkpoints, read without unpickling code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medseg.project import UserError
+
+
+def load_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool = False) -> Any:
+    """Reads a checkpoint of nnU-Net's trainer with ``weights_only=True``.
+
+    Args:
+        path: A ``checkpoint_*.pth``.
+        map_location: Where tensors go, as in ``torch.load``.
+        mmap: Leave tensors on the disk until they are used; quick where only the rest is wanted.
+
+    Returns:
+        nnU-Net's dictionary: ``network_weights``, ``optimizer_state``, ``grad_scaler_state``,
+        ``logging``, ``_best_ema``, ``current_epoch``, ``init_args``, ``trainer_name``,
+        ``inference_allowed_mirroring_axes``.
+
+    Raises:
+        UserError: The file is missing, truncated, or holds anything but tensors and plain values.
+    """
+    import pickle
+
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"the checkpoint {path} does not exist: train the fold first.")
+    try:
+        with torch.serialization.safe_globals(safe_types()):
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({reason}): it is truncated or not one of "
+            "nnU-Net's. Remove it, then run the same command again."
+        ) from None
+    if not isinstance(content, dict) or "network_weights" not in content:
+        raise UserError(f"{path} is no nnU-Net checkpoint: it holds no network_weights.")
+    return content
+
+
+def safe_types() -> list[Any]:
+    """The types beside torch's own that nnU-Net's checkpoints hold: NumPy's scalars."""
+    import numpy as np
+
+    return [
+        np._core.multiarray.scalar,  # type: ignore[attr-defined]
+        np.dtype,
+        *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64)},
+    ]

@@ -1,0 +1,90 @@
+"""Where to compute, and in which arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from medseg.config import TaskConfig
+from medseg.project import UserError
+
+BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+"""CPU flags of units that multiply bfloat16: two of x86, one of ARM."""
+
+
+def choose_device(config: TaskConfig) -> Any:
+    """The ``torch.device`` of the config's ``device``; ``auto`` is CUDA where there is one.
+
+    Raises:
+        UserError: ``device: cuda`` without a CUDA device.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise UserError(
+            "device: cuda is asked for, but PyTorch finds no CUDA device: give the stage a GPU, or "
+            "set device to auto or cpu."
+        )
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def choose_bfloat16(precision: str, device: str, flags: Iterable[str] | None = None) -> bool:
+    """Whether to compute in bfloat16 on the CPU.
+
+    On a GPU never: nnU-Net has its own mixed precision there.
+
+    Args:
+        precision: The config's ``precision``.
+        device: The device's type, ``cpu`` or ``cuda``.
+        flags: The CPU's flags; by default those of this machine.
+
+    Returns:
+        True where the CPU has units for it and ``precision`` is not ``float32``. Without units
+        bfloat16 is emulated and slower, so even ``precision: bfloat16`` falls back.
+    """
+    if device != "cpu" or precision == "float32":
+        return False
+    return not BFLOAT16_FLAGS.isdisjoint(cpu_flags() if flags is None else flags)
+
+
+def cpu_flags() -> set[str]:
+    """The flags of this machine's CPU, by the kernel's names; empty where it has no such list."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    listed = (line.partition(":") for line in lines)
+    return {
+        flag
+        for key, _, value in listed
+        if key.strip() in ("flags", "Features")
+        for flag in value.split()
+    }
+
+
+def use_bfloat16(network: Any) -> None:
+    """Makes the forward pass (and so the backward pass) of ``network`` compute in bfloat16.
+
+    Weights, gradients, optimizer and outputs stay float32, so the loss is computed as before.
+    Channels-last memory is what the bfloat16 convolutions of oneDNN prefer.
+
+    Args:
+        network: A network of nnU-Net for 2D or 3D input, on the CPU.
+    """
+    import torch
+
+    volumetric = any(parameter.dim() == 5 for parameter in network.parameters())
+    memory_format = torch.channels_last_3d if volumetric else torch.channels_last
+    network.to(memory_format=memory_format)
+    forward: Callable[..., Any] = network.forward
+
+    def mixed(image: torch.Tensor) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = forward(image.contiguous(memory_format=memory_format))
+        if isinstance(output, list | tuple):  # deep supervision
+            return [level.float() for level in output]
+        return output.float()
+
+    network.forward = mixed

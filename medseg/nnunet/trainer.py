@@ -1,0 +1,260 @@
+"""nnU-Net's trainer, extended: atomic checkpoints, seeds, a quiet console, a report an epoch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import pkgutil
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medseg.config import TaskConfig
+from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
+from medseg.nnunet.preprocessing import quiet
+from medseg.project import UserError, atomic_file
+
+CONFIG_FIELDS = {
+    "num_epochs": "num_epochs",
+    "iterations_per_epoch": "num_iterations_per_epoch",
+    "val_iterations_per_epoch": "num_val_iterations_per_epoch",
+    "initial_lr": "initial_lr",
+    "save_every": "save_every",
+}
+"""Fields of the config and the attributes of nnU-Net's trainer that they set."""
+
+STATE = {
+    "current_epoch", "disable_checkpointing", "fold", "is_cascaded", "is_ddp", "local_rank",
+    "was_initialized",
+}  # fmt: skip
+"""Plain attributes of the trainer that are no settings."""
+
+PLOT_EVERY = 60.0  # s; progress.png takes nnU-Net about 2 s, as much as a short epoch
+
+
+class ExtendedTraining:
+    """What is mixed into nnU-Net's trainer class; see :func:`make_trainer`.
+
+    Attributes:
+        seed: Epoch ``n`` draws its random numbers from ``seed + n``, so that a resumed training
+            goes on as it would have gone (where augmentation runs in this process; nnU-Net's
+            worker processes take their own seeds from the system).
+        bfloat16: Whether the network computes in bfloat16 on the CPU.
+        after_epoch: Called with the number of each finished epoch, from 0.
+    """
+
+    seed: int = 0
+    bfloat16: bool = False
+    after_epoch: Callable[[int], None] = staticmethod(lambda _epoch: None)
+    # nnU-Net's own
+    current_epoch: int
+    num_epochs: int
+    output_folder: str
+    logger: Any
+    network: Any
+
+    _logs = False
+    _log_lines: tuple[tuple[Any, ...], ...] = ()  # what came before the log
+    _completed: bytes | None = None  # the checkpoint of the last finished epoch, if not on disk
+    _saved_epoch: int = -1
+
+    def begin(self) -> None:
+        """Lets the log file begin: nnU-Net makes one for every trainer, even for one not used."""
+        self._logs = True
+        for line in self._log_lines:
+            self.print_to_log_file(*line, add_timestamp=False)
+        plot, self._plotted = self.logger.plot_progress_png, 0.0
+
+        def plot_sometimes(folder: str) -> None:
+            last = self.current_epoch == self.num_epochs - 1
+            if last or time.monotonic() - self._plotted > PLOT_EVERY:
+                plot(folder)
+                self._plotted = time.monotonic()
+
+        self.logger.plot_progress_png = plot_sometimes
+
+    def settings(self) -> dict[str, bool | int | float]:
+        """The plain attributes that decide what the training learns."""
+        found = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, bool | int | float)
+            and not name.startswith("_")
+            and name not in STATE
+        }
+        return {"seed": self.seed, **found}
+
+    def save_completed(self) -> None:
+        """Saves the state after the last finished epoch as ``checkpoint_latest.pth``.
+
+        For a training that is told to end: what the unfinished epoch has changed is left out, so
+        the resumed training is the one that would have been.
+        """
+        if self._completed is not None:
+            path = Path(self.output_folder) / "checkpoint_latest.pth"
+            with atomic_file(path) as temporary:
+                temporary.write_bytes(self._completed)
+
+    def close(self) -> None:
+        """Ends the augmentation's worker processes, which nnU-Net does only after success."""
+        for name in ("dataloader_train", "dataloader_val"):
+            finish = getattr(getattr(self, name, None), "_finish", None)
+            if finish is not None:
+                finish()
+
+    # --- nnU-Net's methods ---
+
+    def print_to_log_file(self, *args: Any, add_timestamp: bool = True, **_console: bool) -> None:
+        """Writes to nnU-Net's log file alone."""
+        if not self._logs:
+            self._log_lines = (*self._log_lines, args)
+            return
+        super().print_to_log_file(  # type: ignore[misc]
+            *args, also_print_to_console=False, add_timestamp=add_timestamp
+        )
+
+    def initialize(self) -> None:
+        """Builds network, optimizer and loss: from the seed, and for bfloat16 where wanted."""
+        seed_all(self.seed)
+        super().initialize()  # type: ignore[misc]
+        if self.bfloat16:
+            use_bfloat16(self.network)
+
+    def on_epoch_start(self) -> None:
+        """Seeds the epoch."""
+        seed_all(self.seed + self.current_epoch)
+        super().on_epoch_start()  # type: ignore[misc]
+
+    def on_epoch_end(self) -> None:
+        """Keeps the state of the finished epoch for :meth:`save_completed`, and reports it."""
+        epoch = self.current_epoch
+        super().on_epoch_end()  # type: ignore[misc]
+        self._completed = None
+        if self._saved_epoch != epoch:
+            buffer = io.BytesIO()
+            self.current_epoch = epoch  # a checkpoint holds the number of the epoch to come
+            super().save_checkpoint(buffer)  # type: ignore[misc]
+            self.current_epoch = epoch + 1
+            self._completed = buffer.getvalue()
+        self.after_epoch(epoch)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Saves a checkpoint, all of it or nothing."""
+        with atomic_file(Path(filename)) as temporary:
+            try:
+                super().save_checkpoint(str(temporary))  # type: ignore[misc]
+            except RuntimeError:  # how torch reports a full disk
+                with temporary.open("ab") as file:
+                    file.write(bytes(1 << 20))  # raises the OSError with its number
+                raise
+        self._saved_epoch = self.current_epoch
+
+
+def make_trainer(config: TaskConfig, fold: int | str) -> Any:
+    """An instance of the config's nnU-Net trainer class, extended and with the config's settings.
+
+    The class keeps its name, so that folders and checkpoints are those of nnU-Net itself. Fields
+    that the config does not set stay what the trainer class says (``nnUNetTrainer_250epochs``).
+    Must be called inside :func:`medseg.nnunet.environment`.
+
+    Args:
+        config: The task's config; its dataset is preprocessed.
+        fold: The fold.
+
+    Returns:
+        The trainer, not yet initialized.
+
+    Raises:
+        UserError: No such trainer class; ``train_extra_configs`` names an attribute that the
+            trainer does not have, or gives it a value of another type; no CUDA device.
+    """
+    import json
+
+    base = find_trainer_class(config.trainer_class_name)
+    device = choose_device(config)
+    folder = config.preprocessed_folder
+    plans, dataset = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in (f"{config.nnunet_plans_name}.json", "dataset.json")
+    )
+    extended = type(base.__name__, (ExtendedTraining, base), {"__doc__": base.__doc__})
+    with quiet():
+        trainer = extended(
+            plans=plans,
+            configuration=config.configuration,
+            fold=fold,
+            dataset_json=dataset,
+            device=device,
+        )
+    trainer.seed = config.seed
+    trainer.bfloat16 = choose_bfloat16(config.precision, device.type)
+    for field, attribute in CONFIG_FIELDS.items():
+        if field in config.model_fields_set:
+            setattr(trainer, attribute, getattr(config, field))
+    _set_extras(trainer, config.train_extra_configs)
+    return trainer
+
+
+def find_trainer_class(name: str) -> Any:
+    """nnU-Net's trainer class of that name, from its own tree of trainers.
+
+    Other than nnU-Net's ``recursive_find_python_class`` it passes over modules that cannot be
+    imported: one of them needs torchvision, which not every build of torch has a match for.
+
+    Raises:
+        UserError: nnU-Net has none; the message names the nearest.
+    """
+    import nnunetv2.training.nnUNetTrainer as package
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    if name == nnUNetTrainer.__name__:
+        return nnUNetTrainer
+    prefix = f"{package.__name__}."
+    for module in pkgutil.walk_packages(package.__path__, prefix, onerror=lambda _name: None):
+        with suppress(Exception):
+            importlib.import_module(module.name)
+    found = {nnUNetTrainer.__name__: nnUNetTrainer}
+    classes = [nnUNetTrainer]
+    while classes:
+        below = [each for each in classes.pop().__subclasses__() if each.__module__ != __name__]
+        classes += below
+        found.update((each.__name__, each) for each in below)
+    if name in found:
+        return found[name]
+    near = difflib.get_close_matches(name, sorted(found), n=1, cutoff=0.0)[0]
+    raise UserError(
+        f"trainer_class_name: nnU-Net has no trainer {name!r} (did you mean {near!r}?)."
+    )
+
+
+def _set_extras(trainer: Any, extras: dict[str, Any]) -> None:
+    known = trainer.settings()
+    for name, value in extras.items():
+        if name not in known or name == "seed":
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"train_extra_configs: {type(trainer).__name__} has no setting {name!r} (did you "
+                f"mean {near!r}?)."
+            )
+        kind = type(known[name])
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UserError(
+                f"train_extra_configs: {name} must be of type {kind.__name__}, not {value!r}."
+            )
+        setattr(trainer, name, value)
+
+
+def seed_all(seed: int) -> None:
+    """Seeds every generator that nnU-Net draws from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - nnU-Net draws from NumPy's global generator
+    torch.manual_seed(seed)

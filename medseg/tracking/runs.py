@@ -1,0 +1,268 @@
+"""One MLflow run for each fold, whatever happens to the stage or to the tracking server."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medseg.config import TaskConfig
+from medseg.project import progress, write_json
+from medseg.tracking.store import connect, masked, tracking_uri
+
+RETRY_AFTER = 60.0  # s between two attempts to reach a store that was away
+
+PARAMETER_LENGTH = 6000  # MLflow's limit
+
+
+@dataclass(frozen=True)
+class _Value:
+    key: str
+    value: float
+    step: int | None
+    timestamp: int  # ms since 1970
+
+
+class Tracker:
+    """Writes to the MLflow run of one fold; made by :func:`open_run`.
+
+    No method raises because of the store: what could not be sent waits and is sent with the next
+    call that reaches it, at the latest when the run is closed.
+
+    Attributes:
+        run_id: The run, or ``""`` as long as the store has not been reached.
+    """
+
+    def __init__(self, config: TaskConfig, fold: int | str) -> None:
+        self.run_id = ""
+        self._config = config
+        self._fold = fold
+        self._client: Any = None
+        self._params: dict[str, str] = {}
+        self._values: list[_Value] = []
+        self._sent: dict[str, dict[int, float]] = {}  # what the run holds already
+        self._artifacts: dict[tuple[str, str], Path] = {}
+        self._next_attempt = 0.0
+        self._warned = False
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Logs parameters.
+
+        MLflow's parameters are final; a value that differs from the run's becomes the tag
+        ``changed.<name>``.
+
+        Args:
+            values: Names to values; nested mappings become dotted names.
+        """
+        self._params.update(_flat(values))
+        self._flush()
+
+    def metrics(
+        self, values: Mapping[str, float], step: int | None = None, timestamp: float | None = None
+    ) -> None:
+        """Logs metrics, all of a step in one request.
+
+        A step that the run already holds is not logged again, so that a resumed training may
+        report its whole history. Values that are not finite (the Dice of an absent class) are
+        left out.
+
+        Args:
+            values: Names to values.
+            step: The epoch; None for a result that belongs to no step, which is logged again
+                whenever it has changed.
+            timestamp: Seconds since 1970; default: now.
+        """
+        when = int(1000 * (time.time() if timestamp is None else timestamp))
+        self._values += [
+            _Value(_key(name), float(value), step, when)
+            for name, value in values.items()
+            if math.isfinite(value)
+        ]
+        self._flush()
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Logs a file, or a folder with all it holds.
+
+        Args:
+            path: The file or folder.
+            folder: Where it goes among the run's artifacts.
+        """
+        self._artifacts[(str(path), folder)] = path
+        self._flush()
+
+    # --- sending ---
+
+    def _flush(self, *, now: bool = False) -> None:
+        if not now and time.monotonic() < self._next_attempt:
+            return
+        try:
+            self._open()
+            self._send_params()
+            self._send_values()
+            self._send_artifacts()
+        except Exception as error:  # noqa: BLE001 - no store error may lose a training
+            self._next_attempt = time.monotonic() + RETRY_AFTER
+            if not self._warned:
+                self._warned = True
+                reason = masked(str(error)).strip().splitlines() or [type(error).__name__]
+                progress(
+                    f"MLflow at {masked(tracking_uri(self._config))} cannot be reached "
+                    f"({reason[0][:200]}); going on, values are sent when it is back"
+                )
+
+    def _open(self) -> None:
+        if self.run_id:
+            return
+        client, experiment = connect(self._config)
+        store = masked(tracking_uri(self._config))
+        path = self._config.fold_folder(self._fold) / ".medseg" / "mlflow.json"
+        runs = _read(path)
+        run_id = runs.get(store, "")
+        if run_id:
+            try:
+                known = client.get_run(run_id)
+            except Exception as error:  # removed from the store: make another
+                if "RESOURCE_DOES_NOT_EXIST" not in str(getattr(error, "error_code", error)):
+                    raise
+                run_id = ""
+            else:
+                if known.info.lifecycle_stage == "deleted":
+                    run_id = ""
+        if run_id:
+            client.update_run(run_id, status="RUNNING")
+        else:
+            name = self._config.bundle_config.mlflow_run_name or self._config.experiment_name
+            run = client.create_run(
+                experiment,
+                run_name=f"{name} fold {self._fold}",
+                tags={"medseg.fold": str(self._fold), "medseg.task": self._config.experiment_name},
+            )
+            run_id = run.info.run_id
+            write_json(path, {**runs, store: run_id})
+        self._client, self.run_id = client, run_id
+        if self._warned:
+            progress("MLflow is back")
+
+    def _send_params(self) -> None:
+        if not self._params:
+            return
+        from mlflow.entities import Param, RunTag
+
+        known = self._client.get_run(self.run_id).data
+        new = [Param(key, text) for key, text in self._params.items() if key not in known.params]
+        changed = [
+            RunTag(f"changed.{key}", text)
+            for key, text in self._params.items()
+            if known.params.get(key, text) != text
+        ]
+        for index in range(0, len(new), 100):  # MLflow's limit of one request
+            self._client.log_batch(self.run_id, params=new[index : index + 100])
+        if changed:
+            self._client.log_batch(self.run_id, tags=changed[:100])
+        self._params.clear()
+
+    def _send_values(self) -> None:
+        if not self._values:
+            return
+        from mlflow.entities import Metric
+
+        batch = []
+        for value in self._values:
+            held = self._held(value.key)
+            step = value.step or 0
+            if step in held and (value.step is not None or held[step] == value.value):
+                continue
+            held[step] = value.value
+            batch.append(Metric(value.key, value.value, value.timestamp, step))
+        try:
+            for index in range(0, len(batch), 1000):  # MLflow's limit of one request
+                self._client.log_batch(self.run_id, metrics=batch[index : index + 1000])
+        except Exception:
+            self._sent.clear()  # ask the store again what it holds
+            raise
+        self._values.clear()
+
+    def _held(self, key: str) -> dict[int, float]:
+        if key not in self._sent:
+            history = self._client.get_metric_history(self.run_id, key)
+            ordered = sorted(history, key=lambda metric: metric.timestamp)
+            self._sent[key] = {metric.step: metric.value for metric in ordered}
+        return self._sent[key]
+
+    def _send_artifacts(self) -> None:
+        for key, path in list(self._artifacts.items()):
+            send: Callable[..., None] = (
+                self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+            )
+            send(self.run_id, str(path), key[1] or None)
+            del self._artifacts[key]
+
+    def _close(self, status: str) -> None:
+        self._flush(now=True)
+        if self.run_id:
+            try:
+                self._client.set_terminated(self.run_id, status)
+            except Exception as error:  # noqa: BLE001 - as in _flush
+                progress(f"MLflow: the run's end was not recorded ({type(error).__name__})")
+        if self._values or self._params or self._artifacts:
+            progress(
+                f"MLflow is still away: {len(self._values)} values and {len(self._artifacts)} "
+                "files were not sent; a later stage or a resumed training sends its own"
+            )
+
+
+@contextmanager
+def open_run(config: TaskConfig, fold: int | str | None = None) -> Iterator[Tracker]:
+    """Opens the MLflow run of a fold, the same one each time, or makes it.
+
+    The run's id lies in the fold's folder (``.medseg/mlflow.json``), one for each store; the run
+    ends as FINISHED, KILLED (by a signal) or FAILED, and opens again with the next stage.
+
+    Args:
+        config: The task's config; its ``experiment_name`` is the MLflow experiment.
+        fold: The fold; None means the config's.
+
+    Yields:
+        The tracker.
+    """
+    tracker = Tracker(config, config.fold if fold is None else fold)
+    status = "FINISHED"
+    try:
+        tracker._flush()
+        yield tracker
+    except (SystemExit, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    except BaseException:
+        status = "FAILED"
+        raise
+    finally:
+        tracker._close(status)
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{_key(name)}."))
+        else:
+            flat[f"{prefix}{_key(name)}"] = masked(str(value))[:PARAMETER_LENGTH]
+    return flat
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^\w.\- /]", "_", str(name))  # the characters that MLflow allows

@@ -1,0 +1,72 @@
+"""Which MLflow store a task uses, and how to talk to it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medseg.config import TaskConfig
+
+
+def tracking_uri(config: TaskConfig) -> str:
+    """The config's ``tracking_uri``, else ``MLFLOW_TRACKING_URI``, else the data root's store.
+
+    User name and password (or token) belong in ``MLFLOW_TRACKING_USERNAME``,
+    ``MLFLOW_TRACKING_PASSWORD`` and ``MLFLOW_TRACKING_TOKEN``.
+    """
+    return (
+        config.bundle_config.tracking_uri
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{config.root.path / 'mlflow.db'}"
+    )
+
+
+def masked(text: str) -> str:
+    """``text`` without the user name and password of any URL in it."""
+    return re.sub(r"(\w[\w+.-]*://)[^/@\s'\"]*@", r"\1***@", text)
+
+
+def connect(config: TaskConfig) -> tuple[Any, str]:
+    """A client of the store, and the id of the config's experiment, which is made if needed.
+
+    Raises:
+        Exception: Whatever MLflow raises where the store cannot be reached.
+    """
+    # MLflow reads these when it is imported or sends a request.
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["DO_NOT_TRACK"] = "true"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # its 120 s would hold up an epoch
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it reports every new table
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(config)
+    if not uri.startswith("sqlite:"):
+        client = MlflowClient(uri)
+        return client, _experiment(client, config, None)
+    with _one_at_a_time(config.root.path):  # two folds that make the tables at once would fail
+        client = MlflowClient(uri)
+        return client, _experiment(client, config, (config.root.path / "mlartifacts").as_uri())
+
+
+def _experiment(client: Any, config: TaskConfig, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(config.experiment_name)
+    if found is None:
+        return str(client.create_experiment(config.experiment_name, artifact_location=artifacts))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+@contextmanager
+def _one_at_a_time(root: Path) -> Iterator[None]:
+    path = root / ".medseg" / "locks" / "mlflow.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,158 @@
+"""Small real datasets, and one trained fold that the tests of this folder share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from medseg.config import TaskConfig, load_config
+from medseg.nnunet import plan_and_preprocess, predict_validation, prepare_dataset, train
+from medseg.project import DataRoot
+
+# One thread: these nets are tiny, and threads of tests that share two cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CASES = 6
+
+
+def write_config(root: Path, **fields: Any) -> TaskConfig:
+    content = {
+        "data_dir": "NIFTI",
+        "dataset_format": "decathlon",
+        "nnunet_root_dir": "nnUNet",
+        "dataset_name_or_id": "4",
+        "experiment_name": "Hippocampus",
+        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+        "bundle_config": {"bundle_root": "bundle"},
+        "num_epochs": 3,
+        "iterations_per_epoch": 2,
+        "val_iterations_per_epoch": 1,
+        "num_processes": 2,
+        "device": "cpu",
+        **fields,
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return load_config("config.yaml", DataRoot.at(root))
+
+
+def copy_hippocampus(shared_data: Path, folder: Path, count: int = CASES) -> list[str]:
+    source = shared_data / "Task04_Hippocampus"
+    names = sorted(path.name for path in (source / "imagesTr").glob("*.nii.gz"))[:count]
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+        for name in names:
+            shutil.copy(source / part / name, folder / part / name)
+    shutil.copy(source / "dataset.json", folder / "dataset.json")
+    return [name.removesuffix(".nii.gz") for name in names]
+
+
+def add_tiny_configuration(config: TaskConfig) -> None:
+    """What nnU-Net's documentation tells users to do: a configuration of their own in the plans."""
+    path = config.preprocessed_folder / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
+    stages = architecture["arch_kwargs"]["n_stages"]
+    architecture["arch_kwargs"]["features_per_stage"] = [4, 8, 8, 8, 8, 8][:stages]
+    plans["configurations"]["tiny"] = {
+        "inherits_from": "3d_fullres",
+        "architecture": architecture,
+    }
+    path.write_text(json.dumps(plans))
+
+
+def run_stage(config: TaskConfig, function: str) -> subprocess.Popen[str]:
+    """A stage in a process of its own, its output to be read line by line."""
+    code = (
+        "from medseg.project import stage\n"
+        "from medseg.config import load_config\n"
+        f"from medseg.nnunet import {function}\n"
+        "if __name__ == '__main__':\n"
+        f"    with stage('{function}'):\n"
+        f"        {function}(load_config('{config.path.name}'))\n"
+    )
+    script = config.root.path / f"run_{function}.py"
+    script.write_text(code)
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "MEDSEG_DATA_ROOT": str(config.root.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return
+    pytest.fail(f"the stage ended before {text!r}: {''.join(lines)}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    config: TaskConfig
+    prepared: dict[str, Any]
+    preprocessed: dict[str, Any]
+    result: dict[str, Any]
+    output: str
+
+
+@pytest.fixture(scope="session")
+def preprocessed_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root whose dataset is prepared and preprocessed; do not change it, copy it."""
+    root = tmp_path_factory.mktemp("hippocampus")
+    copy_hippocampus(shared_data, root / "NIFTI")
+    config = write_config(root)
+    prepare_dataset(config)
+    plan_and_preprocess(config)
+    add_tiny_configuration(config)
+    plan_and_preprocess(write_config(root, configuration="tiny"))
+    # MLflow takes seconds to make its tables: once, for all data roots of these tests.
+    from mlflow import MlflowClient
+
+    MlflowClient(f"sqlite:///{root / 'mlflow.db'}").search_experiments()
+    shutil.copy(root / "mlflow.db", root / "empty.db")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(preprocessed_root: Path) -> Trained:
+    import contextlib
+    import io
+
+    config = write_config(preprocessed_root, configuration="tiny")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        result = train(config)
+    predict_validation(config)
+    return Trained(
+        config,
+        prepare_dataset(config),
+        plan_and_preprocess(config),
+        result,
+        output.getvalue(),
+    )
+
+
+@pytest.fixture
+def own_root(preprocessed_root: Path, tmp_path: Path) -> Path:
+    """A copy of the preprocessed data root, for a test that trains in it."""
+    root = tmp_path / "root"
+    shutil.copytree(
+        preprocessed_root,
+        root,
+        ignore=shutil.ignore_patterns("nnUNet_trained_models", "mlflow.db", "mlartifacts"),
+    )
+    (root / "empty.db").rename(root / "mlflow.db")
+    return root

@@ -1,0 +1,186 @@
+"""prepare_dataset: what it writes, and every way a case can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from medseg.config import TaskConfig
+from medseg.nnunet import prepare_dataset
+from medseg.project import CasesFailedError, UserError
+
+from .conftest import write_config
+
+
+def volume(values: np.ndarray, origin: tuple[float, ...] = (0, 0, 0)) -> sitk.Image:
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing((1.0, 1.5, 2.0))
+    image.SetOrigin(origin)
+    return image
+
+
+def write_case(folder: Path, case: str, seed: int = 0) -> Path:
+    random = np.random.default_rng(seed)
+    target = folder / case
+    target.mkdir(parents=True)
+    image = volume(random.normal(size=(6, 8, 10)).astype(np.float32))
+    label = volume(random.integers(0, 3, (6, 8, 10), dtype=np.uint8))
+    sitk.WriteImage(image, str(target / f"{case}_image.nii.gz"))
+    sitk.WriteImage(label, str(target / f"{case}_label.nii.gz"))
+    return target
+
+
+def subfolders(root: Path, cases: int = 6, **fields: object) -> TaskConfig:
+    for index in range(cases):
+        write_case(root / "NIFTI", f"case_{index}", index)
+    return write_config(root, dataset_format="subfolders", **fields)
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_subfolders_become_a_raw_dataset_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    config = subfolders(tmp_path, modality_list=["CT"], test_cases=["case_5"])
+    first = prepare_dataset(config)
+    assert first["cases"] == [f"case_{index}" for index in range(5)]
+    assert first["channels"] == ["CT"]
+    description = json.loads((config.raw_folder / "dataset.json").read_text())
+    assert description["channel_names"] == {"0": "CT"}
+    assert description["labels"] == config.labels
+    assert description["numTraining"] == 5
+    image = config.raw_folder / "imagesTr" / "case_0_0000.nii.gz"
+    assert image.samefile(config.data_folder / "case_0" / "case_0_image.nii.gz")
+
+    before = files(config.raw_folder)
+    assert prepare_dataset(config) == first
+    assert files(config.raw_folder) == before
+
+
+def test_changed_and_vanished_cases_are_updated(tmp_path: Path) -> None:
+    config = subfolders(tmp_path, cases=7)
+    first = prepare_dataset(config)
+    before = files(config.raw_folder)
+    shutil.rmtree(config.data_folder / "case_6")
+    shutil.rmtree(config.data_folder / "case_2")
+    write_case(config.data_folder, "case_2", seed=99)
+    second = prepare_dataset(config)
+    after = files(config.raw_folder)
+    assert second["dataset_hash"] != first["dataset_hash"]
+    assert "case_6" not in second["cases"]
+    assert "imagesTr/case_6_0000.nii.gz" not in after
+    assert after["imagesTr/case_2_0000.nii.gz"] != before["imagesTr/case_2_0000.nii.gz"]
+    assert after[".medseg/case-case_1.json"] == before[".medseg/case-case_1.json"]
+
+
+def test_decathlon_4d_images_are_split_into_channels(tmp_path: Path) -> None:
+    data = tmp_path / "NIFTI"
+    (data / "imagesTr").mkdir(parents=True)
+    (data / "labelsTr").mkdir()
+    random = np.random.default_rng(0)
+    for index in range(5):
+        channels = [volume(random.normal(size=(4, 5, 6)).astype(np.float32)) for _ in range(2)]
+        sitk.WriteImage(sitk.JoinSeries(channels), str(data / "imagesTr" / f"c{index}.nii.gz"))
+        label = volume(random.integers(0, 3, (4, 5, 6), dtype=np.uint8))
+        sitk.WriteImage(label, str(data / "labelsTr" / f"c{index}.nii.gz"))
+    (data / "imagesTr" / "._c0.nii.gz").write_bytes(b"what macOS leaves in archives")
+    (data / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "T1w"}}))
+    result = prepare_dataset(config := write_config(tmp_path))
+    assert result["channels"] == ["FLAIR", "T1w"]
+    assert result["cases"] == [f"c{index}" for index in range(5)]
+    written = sitk.ReadImage(str(config.raw_folder / "imagesTr" / "c4_0001.nii.gz"))
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(channels[1])
+    )
+    assert written.GetSpacing() == (1.0, 1.5, 2.0)
+
+
+def test_every_bad_case_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    config = subfolders(tmp_path, cases=12)
+    data = config.data_folder
+    prepare_dataset(config)
+    shape = (6, 8, 10)
+
+    def label(case: str, image: sitk.Image) -> None:
+        (data / case / f"{case}_label.nii.gz").unlink()  # not in place: raw holds a hard link
+        sitk.WriteImage(image, str(data / case / f"{case}_label.nii.gz"))
+
+    label("case_0", volume(np.full(shape, 7, np.uint8)))
+    label("case_1", volume(np.zeros((6, 8, 9), np.uint8)))
+    label("case_2", volume(np.zeros(shape, np.uint8), origin=(0, 0, 3)))
+    moved = volume(np.zeros(shape, np.uint8))
+    moved.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, 1))
+    label("case_3", moved)
+    spaced = volume(np.zeros(shape, np.uint8))
+    spaced.SetSpacing((1.0, 1.5, 2.1))
+    label("case_4", spaced)
+    (data / "case_5" / "case_5_label.nii.gz").unlink()
+    infinite = np.zeros(shape, np.float32)
+    infinite[0, 0, :3] = np.nan
+    (data / "case_6" / "case_6_image.nii.gz").unlink()
+    sitk.WriteImage(volume(infinite), str(data / "case_6" / "case_6_image.nii.gz"))
+    raw_before = files(config.raw_folder / "imagesTr")
+
+    with pytest.raises(CasesFailedError) as error:
+        prepare_dataset(config)
+    reasons = error.value.reasons
+    assert sorted(reasons) == [f"case_{index}" for index in range(7)]
+    assert reasons["case_0"] == (
+        "label case_0_label.nii.gz holds the value 7, which the config does not declare (labels: "
+        "0, 1, 2): add it to labels, or correct the file"
+    )
+    for case, what in enumerate(["", "size", "origin", "direction", "spacing"]):
+        if what:
+            assert f"case_{case}_label.nii.gz differ in {what}" in reasons[f"case_{case}"]
+    assert reasons["case_5"] == "has no label: case_5_label.nii.gz is missing"
+    assert "case_6_image.nii.gz has 3 voxels that are not finite" in reasons["case_6"]
+    assert files(config.raw_folder / "imagesTr") == raw_before  # nothing is lost
+
+    allowed = prepare_dataset(
+        write_config(tmp_path, dataset_format="subfolders", max_failed_cases=7)
+    )
+    assert allowed["cases"] == sorted(f"case_{index}" for index in range(7, 12))
+    assert not (config.raw_folder / "imagesTr" / "case_0_0000.nii.gz").exists()
+    assert sorted(allowed["failed"]) == sorted(reasons)
+
+
+def test_fewer_than_five_cases(tmp_path: Path) -> None:
+    config = subfolders(tmp_path, cases=5, test_cases=["case_0"])
+    with pytest.raises(UserError, match=r"4 training cases are too few.*at least 5.*test_cases"):
+        prepare_dataset(config)
+    assert not (config.raw_folder / "dataset.json").exists()
+
+
+def test_missing_data_dir(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data_dir .*NIFTI is not a folder"):
+        prepare_dataset(write_config(tmp_path))
+
+
+def test_empty_data_dir(tmp_path: Path) -> None:
+    (tmp_path / "NIFTI").mkdir()
+    with pytest.raises(UserError, match="holds no cases of the format 'subfolders'"):
+        prepare_dataset(write_config(tmp_path, dataset_format="subfolders"))
+    with pytest.raises(UserError, match="has no folder imagesTr"):
+        prepare_dataset(write_config(tmp_path))
+
+
+def test_unknown_test_case(tmp_path: Path) -> None:
+    config = subfolders(tmp_path, test_cases=["case_77"])
+    with pytest.raises(UserError, match="test_cases names case_77"):
+        prepare_dataset(config)
+
+
+def test_a_dataset_number_that_is_taken(tmp_path: Path) -> None:
+    config = subfolders(tmp_path)
+    (config.raw_folder.parent / "Dataset004_Other").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"number 4 is taken by .*Dataset004_Other"):
+        prepare_dataset(config)

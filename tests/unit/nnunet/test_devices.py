@@ -1,0 +1,67 @@
+"""Which arithmetic the CPU gets, and that bfloat16 learns the same."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from medseg.nnunet.devices import choose_bfloat16, choose_device, cpu_flags, use_bfloat16
+from medseg.project import UserError
+
+from .conftest import write_config
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "flags", "expected"),
+    [
+        ("auto", "cpu", {"avx2", "amx_bf16"}, True),
+        ("auto", "cpu", {"avx2", "avx512_bf16"}, True),
+        ("auto", "cpu", {"asimd", "bf16"}, True),
+        ("bfloat16", "cpu", {"amx_bf16"}, True),
+        ("auto", "cpu", {"avx2", "avx512f"}, False),
+        ("bfloat16", "cpu", {"avx2"}, False),
+        ("float32", "cpu", {"amx_bf16"}, False),
+        ("auto", "cuda", {"amx_bf16"}, False),
+    ],
+)
+def test_choice(precision: str, device: str, flags: set[str], expected: bool) -> None:
+    assert choose_bfloat16(precision, device, flags) is expected
+
+
+def test_flags_of_this_machine() -> None:
+    assert cpu_flags()
+
+
+def test_cuda_that_is_not_there(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(write_config(tmp_path, device="auto")).type == "cpu"
+    with pytest.raises(UserError, match="device: cuda is asked for"):
+        choose_device(write_config(tmp_path, device="cuda"))
+
+
+def test_a_bfloat16_step_has_the_loss_of_the_float32_step(preprocessed_root) -> None:
+    from medseg.nnunet import environment
+    from medseg.nnunet.trainer import make_trainer, seed_all
+
+    config = write_config(preprocessed_root, configuration="tiny")
+    with environment(config, nnUNet_n_proc_DA="0"):
+        trainer = make_trainer(config, 0)
+        trainer.initialize()
+        loader, _ = trainer.get_dataloaders()
+        batch = next(loader)
+        start = copy.deepcopy(trainer.network.state_dict())
+        losses = {}
+        for bfloat16 in (False, True):
+            trainer.network.load_state_dict(start)
+            seed_all(0)
+            if bfloat16:
+                use_bfloat16(trainer.network)
+            losses[bfloat16] = float(trainer.train_step(copy.deepcopy(batch))["loss"])
+        with torch.no_grad():
+            output = trainer.network(batch["data"])
+    assert output[0].dtype == torch.float32
+    assert all(weight.dtype == torch.float32 for weight in trainer.network.parameters())
+    assert losses[True] == pytest.approx(losses[False], abs=0.02)
+    assert losses[True] != losses[False]  # it was computed in another arithmetic

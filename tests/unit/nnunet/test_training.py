@@ -1,0 +1,328 @@
+"""train and predict_validation on real cases, and what kills and changed settings do to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+
+from medseg.config import TaskConfig
+from medseg.nnunet import load_checkpoint, predict_validation, train
+from medseg.project import Manifest, UserError
+
+from .conftest import Trained, read_until, run_stage, write_config
+
+
+def curve(config: TaskConfig, run_id: str, key: str) -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{config.root.path / 'mlflow.db'}")
+    return sorted((item.step, item.value) for item in client.get_metric_history(run_id, key))
+
+
+def losses(config: TaskConfig, fold: int, name: str = "checkpoint_final.pth") -> list[float]:
+    logged = load_checkpoint(config.fold_folder(fold) / name)["logging"]
+    assert {len(values) for values in logged.values()} == {len(logged["train_losses"])}
+    return [float(value) for value in logged["train_losses"]]
+
+
+# --- a training that nobody disturbs ---
+
+
+def test_result_and_mlflow(trained: Trained) -> None:
+    from mlflow import MlflowClient
+
+    config, result = trained.config, trained.result
+    assert result["epochs"] == 3
+    assert list(result["Dice"]) == ["Anterior", "Posterior"]
+    assert result["checkpoint"] == config.root.relative(
+        config.fold_folder() / "checkpoint_final.pth"
+    )
+    logged = load_checkpoint(config.fold_folder() / "checkpoint_final.pth")["logging"]
+    steps = curve(config, result["run_id"], "train_loss")
+    assert [step for step, _ in steps] == [0, 1, 2]
+    assert [value for _, value in steps] == pytest.approx(logged["train_losses"])
+    assert curve(config, result["run_id"], "Dice_Posterior")[-1][1] == pytest.approx(
+        logged["dice_per_class_or_region"][-1][1]
+    )
+    for key in ("val_loss", "mean_Dice", "ema_Dice", "lr", "epoch_seconds", "Dice_Anterior"):
+        assert len(curve(config, result["run_id"], key)) == 3, key
+
+    client = MlflowClient(f"sqlite:///{config.root.path / 'mlflow.db'}")
+    run = client.get_run(result["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["num_epochs"] == "3"
+    assert run.data.params["plans.patch_size"] == "[40, 56, 40]"
+    assert run.data.params["version.nnunetv2"] == "2.6.4"
+    assert run.data.params["hash.dataset"] == trained.prepared["dataset_hash"]
+    assert run.data.params["hash.plans"] == trained.preprocessed["plans_hash"]
+    names = {Path(item.path).name for item in client.list_artifacts(result["run_id"], "fold_0")}
+    assert {"progress.png", "plans.json", "config.yaml"} < names
+    assert any(name.startswith("training_log") for name in names)
+
+
+def test_the_console_gets_one_line_an_epoch(trained: Trained) -> None:
+    lines = trained.output.splitlines()
+    assert len(lines) == 4, lines
+    assert "epochs 1 to 3 on cpu" in lines[0]
+    assert "[2/3] epoch 2: train loss" in lines[2]
+    assert "Anterior" in lines[2]
+    assert lines[2].endswith("left")
+    log = next(trained.config.fold_folder().glob("training_log*.txt")).read_text()
+    assert "Please cite" in log
+    assert "Epoch 2" in log
+
+
+def test_the_folder_is_nnunets(trained: Trained) -> None:
+    folder = trained.config.fold_folder()
+    assert folder.parent.name == "nnUNetTrainer__nnUNetPlans__tiny"
+    content = load_checkpoint(folder / "checkpoint_final.pth")
+    assert content["trainer_name"] == "nnUNetTrainer"
+    assert content["current_epoch"] == 3
+    assert not (folder / "checkpoint_latest.pth").exists()
+    for path in ("checkpoint_best.pth", "progress.png", "../plans.json", "../dataset.json"):
+        assert (folder / path).is_file()
+
+
+def test_a_second_run_repeats_nothing(trained: Trained) -> None:
+    folder = trained.config.fold_folder()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert train(trained.config) == trained.result
+    predict_validation(trained.config)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_validation(trained: Trained) -> None:
+    config = trained.config
+    folder = config.fold_folder() / "validation"
+    cases = json.loads((config.preprocessed_folder / "splits_final.json").read_text())[0]["val"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) == {"metric_per_case", "mean", "foreground_mean"}
+    assert [Path(case["prediction_file"]).name for case in summary["metric_per_case"]] == [
+        f"{case}.nii.gz" for case in cases
+    ]
+    for case in summary["metric_per_case"]:
+        assert set(case["metrics"]) == {"1", "2"}
+        prediction = sitk.ReadImage(case["prediction_file"])
+        reference = sitk.ReadImage(case["reference_file"])
+        assert prediction.GetSize() == reference.GetSize()
+        mask, truth = (sitk.GetArrayFromImage(image) == 1 for image in (prediction, reference))
+        dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+        assert case["metrics"]["1"]["Dice"] == pytest.approx(dice)
+
+    # one prediction is lost: only that one is made again
+    lost, kept = (folder / f"{case}.nii.gz" for case in cases)
+    content, before = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    predict_validation(config)
+    assert lost.read_bytes() == content
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_nnunets_own_command_predicts_with_the_folder(trained: Trained, tmp_path: Path) -> None:
+    config = trained.config
+    case = json.loads((config.preprocessed_folder / "splits_final.json").read_text())[0]["val"][0]
+    (tmp_path / "in").mkdir()
+    shutil.copy(config.raw_folder / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "in")
+    command = Path(sys.executable).with_name("nnUNetv2_predict")
+    options = f"-i {tmp_path}/in -o {tmp_path}/out -d 4 -c tiny -f 0 -device cpu -npp 1 -nps 1"
+    base = config.nnunet_folder
+    subprocess.run(
+        [str(command), *options.split()],
+        check=True,
+        capture_output=True,
+        env={
+            **os.environ,
+            "nnUNet_raw": str(base / "nnUNet_raw_data_base"),
+            "nnUNet_preprocessed": str(base / "nnUNet_preprocessed"),
+            "nnUNet_results": str(base / "nnUNet_trained_models"),
+        },
+    )
+    theirs, ours = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}.nii.gz")))
+        for folder in (tmp_path / "out", config.fold_folder() / "validation")
+    )
+    assert np.mean(theirs == ours) > 0.999
+
+
+# --- kills ---
+
+
+def test_sigkill_then_the_same_command(own_root: Path) -> None:
+    config = write_config(own_root, configuration="tiny", num_epochs=4, save_every=1)
+    process = run_stage(config, "train")
+    read_until(process, "epoch 2:")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = config.fold_folder()
+    assert not (folder / "checkpoint_final.pth").exists()
+    before = json.loads((folder / ".medseg" / "mlflow.json").read_text())
+
+    result = train(config)
+    assert list(before.values()) == [result["run_id"]]
+    assert result["epochs"] == 4
+    assert len(losses(config, 0)) == 4
+    for key in ("train_loss", "Dice_Anterior", "lr"):
+        steps = [step for step, _ in curve(config, result["run_id"], key)]
+        assert steps == [0, 1, 2, 3], key
+
+
+def test_sigterm_keeps_the_finished_epochs(own_root: Path, trained: Trained) -> None:
+    config = write_config(own_root, configuration="tiny")
+    process = run_stage(config, "train")
+    read_until(process, "epoch 1:")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    reported = 1 + output.count("train loss")
+    saved = [
+        load_checkpoint(path)["current_epoch"]
+        for name in ("checkpoint_latest.pth", "checkpoint_best.pth")
+        if (path := config.fold_folder() / name).is_file()
+    ]
+    assert max(saved) == reported < 3
+
+    assert train(config)["run_id"] != trained.result["run_id"]
+    # seeded by epoch: the training is the one that nobody disturbed
+    assert losses(config, 0) == pytest.approx(losses(trained.config, 0), abs=2e-3)
+
+
+# --- changed settings ---
+
+
+def test_what_changed_settings_do(own_root: Path) -> None:
+    def config(**fields: Any) -> TaskConfig:
+        return write_config(own_root, configuration="tiny", **{"num_epochs": 1, **fields})
+
+    first = train(config())
+    assert first["epochs"] == 1
+    longer = train(config(num_epochs=2))  # continue_training is true
+    assert (longer["epochs"], longer["run_id"]) == (2, first["run_id"])
+    kept = train(config(num_epochs=2, initial_lr=0.005))
+    assert kept == longer
+
+    anew = train(config(num_epochs=1, initial_lr=0.005, continue_training=False))
+    assert anew["epochs"] == 1
+    assert anew["run_id"] != first["run_id"]
+    (old,) = (config().results_folder / "superseded").iterdir()
+    assert load_checkpoint(old / "checkpoint_final.pth")["current_epoch"] == 2  # nothing is lost
+    # without continue_training, the same settings are still not trained twice
+    assert train(config(num_epochs=1, initial_lr=0.005, continue_training=False)) == anew
+
+    splits = config().preprocessed_folder / "splits_final.json"
+    splits.write_text(json.dumps(json.loads(splits.read_text())[::-1]))
+    train(config(num_epochs=1, initial_lr=0.005))
+    assert len(list((config().results_folder / "superseded").iterdir())) == 2
+
+
+def test_extra_configs_reach_the_trainer(own_root: Path) -> None:
+    from medseg.nnunet import environment
+    from medseg.nnunet.trainer import make_trainer
+
+    config = write_config(
+        own_root,
+        trainer_class_name="nnUNetTrainer_5epochs",
+        train_extra_configs={"weight_decay": 1, "probabilistic_oversampling": True},
+    )
+    with environment(config):
+        trainer = make_trainer(config, 0)
+    assert trainer.weight_decay == 1.0
+    assert trainer.probabilistic_oversampling is True
+    assert trainer.num_epochs == 3  # the config sets it
+    assert trainer.save_every == 50  # the config does not
+    assert type(trainer).__name__ == "nnUNetTrainer_5epochs"
+    assert not list(Path(trainer.output_folder).glob("training_log*"))
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train_extra_configs": {"weight_decai": 1e-4}}, "did you mean 'weight_decay'"),
+        ({"train_extra_configs": {"weight_decay": "much"}}, "must be of type float, not 'much'"),
+        ({"trainer_class_name": "nnUNetTrainr"}, "no trainer 'nnUNetTrainr' .did you mean"),
+        ({"fold": 7}, "there is no fold 7; splits_final.json has the folds 0 to 4"),
+        ({"fold": 3, "run_validation_only": True}, "fold 3 has no checkpoint_final.pth"),
+        ({"configuration": "2d"}, "run plan_and_preprocess first"),
+    ],
+)
+def test_bad_settings(trained: Trained, fields: dict[str, Any], message: str) -> None:
+    config = write_config(trained.config.root.path, **{"configuration": "tiny", **fields})
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert Manifest(trained.config.fold_folder(), "train").read()["result"] == trained.result
+
+
+def test_run_validation_only_trains_nothing(trained: Trained) -> None:
+    config = write_config(
+        trained.config.root.path, configuration="tiny", run_validation_only=True, num_epochs=99
+    )
+    assert train(config) == trained.result
+
+
+def test_validation_of_an_unfinished_training(trained: Trained) -> None:
+    with pytest.raises(UserError, match=r"fold 2 has no checkpoint_final\.pth"):
+        predict_validation(trained.config, fold=2)
+
+
+def test_checkpoints_are_read_without_unpickling(trained: Trained, tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return (os.system, (f"touch {tmp_path}/harm",))
+
+    harmful = tmp_path / "harmful.pth"
+    torch.save({"network_weights": {}, "x": Harmful()}, harmful)
+    with pytest.raises(UserError, match=r"harmful\.pth cannot be read"):
+        load_checkpoint(harmful)
+    assert not (tmp_path / "harm").exists()
+
+    whole = (trained.config.fold_folder() / "checkpoint_final.pth").read_bytes()
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"truncated\.pth cannot be read .*truncated"):
+        load_checkpoint(truncated)
+    with pytest.raises(UserError, match=r"missing\.pth does not exist: train the fold first"):
+        load_checkpoint(tmp_path / "missing.pth")
+
+
+def test_a_full_disk_is_reported_as_such(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import resource
+
+    from medseg.nnunet import environment
+    from medseg.nnunet.trainer import make_trainer
+
+    config = trained.config
+    with environment(config):
+        trainer = make_trainer(config, 4)
+        trainer.initialize()
+        target = tmp_path / "checkpoint_latest.pth"
+        trainer.save_checkpoint(str(target))
+        whole = target.read_bytes()
+        # A limit on the size of files stands for the disk: the write fails half-way.
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
+        try:
+            with pytest.raises(OSError) as error:
+                trainer.save_checkpoint(str(target))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, previous)
+    assert error.value.errno == errno.EFBIG
+    assert target.read_bytes() == whole  # the checkpoint before is whole
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_latest.pth"]

@@ -1,0 +1,174 @@
+"""The tracker against MLflow's own stores: sqlite, and a real server that comes and goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from medseg.config import TaskConfig, load_config
+from medseg.project import DataRoot
+from medseg.tracking import masked, open_run, runs
+
+
+def task(root: DataRoot, **bundle: Any) -> TaskConfig:
+    content = {
+        "data_dir": "NIFTI",
+        "dataset_name_or_id": "4",
+        "experiment_name": "Task",
+        "labels": {"background": 0, "A": 1},
+        "bundle_config": {"bundle_root": "bundle", **bundle},
+    }
+    (root.path / "config.yaml").write_text(yaml.safe_dump(content))
+    return load_config("config.yaml", root)
+
+
+def client(root: DataRoot) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{root.path / 'mlflow.db'}")
+
+
+@pytest.fixture(autouse=True)
+def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_stages_continue_one_run(root: DataRoot, tmp_path: Path) -> None:
+    config = task(root, mlflow_run_name="nnUNet")
+    note = tmp_path / "note.txt"
+    note.write_text("n")
+    with open_run(config) as tracker:
+        tracker.params({"lr": 0.01, "plans": {"patch_size": [1, 2]}})
+        tracker.metrics({"loss": 1.0, "Dice_left/right?": 0.5, "Dice_absent": float("nan")}, step=0)
+        tracker.artifact(note, "notes")
+        first = tracker.run_id
+    with open_run(config) as tracker:
+        assert tracker.run_id == first
+        tracker.params({"lr": 0.01, "num_epochs": 5})
+        tracker.params({"num_epochs": 9})
+        tracker.metrics({"loss": 7.0}, step=0)  # the run has this step already
+        tracker.metrics({"loss": 0.5}, step=1)
+        tracker.metrics({"Dice": 0.8})
+        tracker.metrics({"Dice": 0.8})
+        tracker.metrics({"Dice": 0.9})
+    with open_run(config, fold=1) as tracker:
+        assert tracker.run_id != first
+
+    store = client(root)
+    run = store.get_run(first)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "nnUNet fold 0"
+    assert run.data.params == {"lr": "0.01", "plans.patch_size": "[1, 2]", "num_epochs": "5"}
+    assert run.data.tags["changed.num_epochs"] == "9"
+    assert run.data.metrics["Dice"] == 0.9
+    assert "Dice_left/right_" in run.data.metrics
+    assert "Dice_absent" not in run.data.metrics
+    history = store.get_metric_history(first, "loss")
+    assert [(item.step, item.value) for item in history] == [(0, 1.0), (1, 0.5)]
+    assert len(store.get_metric_history(first, "Dice")) == 2
+    assert (root.path / "mlartifacts").is_dir()
+    assert [item.path for item in store.list_artifacts(first, "notes")] == ["notes/note.txt"]
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_how_a_run_ends(root: DataRoot) -> None:
+    config = task(root)
+    for error, status in ((SystemExit(143), "KILLED"), (ValueError(), "FAILED")):
+        with pytest.raises(type(error)), open_run(config) as tracker:
+            raise error
+        assert client(root).get_run(tracker.run_id).info.status == status
+
+
+def test_a_run_that_was_deleted_is_made_again(root: DataRoot) -> None:
+    config = task(root)
+    with open_run(config) as tracker:
+        first = tracker.run_id
+    client(root).delete_run(first)
+    with open_run(config) as tracker:
+        assert tracker.run_id not in ("", first)
+
+
+def test_passwords_are_masked(
+    root: DataRoot, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert masked("see https://ann:secret@host/x") == "see https://***@host/x"
+    assert masked("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+    config = task(root, tracking_uri=f"http://ann:secret@127.0.0.1:{free_port()}")
+    with open_run(config) as tracker:
+        tracker.metrics({"loss": 1.0}, step=0)
+    output = capsys.readouterr().out
+    assert "cannot be reached" in output
+    assert "1 values and 0 files were not sent" in output
+    assert "secret" not in output
+    assert not (config.fold_folder() / ".medseg" / "mlflow.json").exists()
+
+
+def test_a_server_that_is_away_for_a_while(
+    root: DataRoot,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runs, "RETRY_AFTER", 0.0)
+    port = free_port()
+    config = task(root, tracking_uri=f"http://127.0.0.1:{port}")
+    with open_run(config) as tracker:
+        tracker.params({"lr": 0.1})
+        tracker.metrics({"loss": 3.0}, step=0)
+        assert tracker.run_id == ""
+        server = start_server(tmp_path, port)
+        try:
+            tracker.metrics({"loss": 2.0}, step=1)
+            run_id = tracker.run_id
+            assert run_id
+            from mlflow import MlflowClient
+
+            store = MlflowClient(f"http://127.0.0.1:{port}")
+            history = store.get_metric_history(run_id, "loss")
+            assert [(item.step, item.value) for item in history] == [(0, 3.0), (1, 2.0)]
+            assert store.get_run(run_id).data.params == {"lr": "0.1"}
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+        tracker.metrics({"loss": 1.0}, step=2)  # away again: no error
+    assert "MLflow is back" in capsys.readouterr().out
+    record = json.loads((config.fold_folder() / ".medseg" / "mlflow.json").read_text())
+    assert record == {f"http://127.0.0.1:{port}": run_id}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    options = ["--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    server = subprocess.Popen(
+        [*command, *options, *store, "--artifacts-destination", str(folder / "artifacts")],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+    )
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+            return server
+        except OSError:
+            time.sleep(0.5)
+    os.killpg(server.pid, signal.SIGKILL)
+    pytest.fail("the MLflow server did not start")
