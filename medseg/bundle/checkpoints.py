@@ -1,0 +1,116 @@
+"""From nnU-Net's checkpoints to the bundle's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medseg.config import TaskConfig
+from medseg.project import Manifest, UserError, atomic_file, fingerprint, progress
+
+EPOCH, KEY_METRIC = "checkpoint_epoch=", "checkpoint_key_metric="
+
+
+def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path:
+    """Brings a trained fold into the bundle, under the names that MONAI's nnU-Net tools expect.
+
+    Writes ``models/fold_F/checkpoint_epoch=N.pt`` (nnU-Net's final checkpoint after N epochs),
+    ``checkpoint_key_metric=V.pt`` (its best; V is the moving average of the pseudo Dice) and
+    ``model.pt`` (the final one again: it is packaged), each with ``network_weights``,
+    ``optimizer_state`` and ``scheduler``; beside the folds ``plans.json``, ``dataset.json`` and
+    ``nnunet_checkpoint.pth``; and ``models/model.pt``, the name in MONAI's specification, as a
+    link to the config's fold. All load with ``weights_only=True`` and no further permission.
+
+    Args:
+        config: The task's config.
+        fold: The fold; ``None`` means the config's.
+
+    Returns:
+        ``models/fold_F``.
+
+    Raises:
+        UserError: The fold is not trained to its end, or a checkpoint is damaged.
+    """
+    fold = config.fold if fold is None else fold
+    source = config.fold_folder(fold)
+    final, best = source / "checkpoint_final.pth", source / "checkpoint_best.pth"
+    if not final.is_file():
+        raise UserError(f"{final} does not exist: train fold {fold} to its end first.")
+    if not best.is_file():
+        best = final
+    models = config.bundle_folder / "models"
+    target = models / f"fold_{fold}"
+    descriptions = [config.results_folder / name for name in ("plans.json", "dataset.json")]
+    inputs = fingerprint({final, best, *descriptions}, {"num_epochs": config.num_epochs})
+    manifest = Manifest(target, "export_checkpoint")
+    if manifest.is_done(inputs) and (models / "nnunet_checkpoint.pth").is_file():
+        progress(f"fold {fold}: checkpoints are in the bundle already")
+        return target
+
+    import torch
+
+    from medseg.nnunet import load_checkpoint
+
+    last = load_checkpoint(final)
+    for description in descriptions:
+        with atomic_file(models / description.name) as temporary:
+            temporary.write_bytes(description.read_bytes())
+    header = ("init_args", "trainer_name", "inference_allowed_mirroring_axes")
+    with atomic_file(models / "nnunet_checkpoint.pth") as temporary:
+        torch.save({key: plain(last[key]) for key in header}, temporary)
+
+    top = load_checkpoint(best)
+    outputs = {
+        f"{EPOCH}{int(last['current_epoch'])}.pt": last,
+        f"{KEY_METRIC}{float(top['_best_ema'] or 0):.4f}.pt": top,
+        "model.pt": last,
+    }
+    for name, checkpoint in outputs.items():
+        with atomic_file(target / name) as temporary:
+            torch.save(_convert(checkpoint, config), temporary)
+    for old in target.glob("checkpoint_*.pt"):
+        if old.name not in outputs:
+            old.unlink()
+    if fold == config.fold:
+        _link(models / "model.pt", target / "model.pt")
+    manifest.record(inputs, [target / name for name in outputs])
+    progress(f"fold {fold}: {', '.join(outputs)} in {config.root.relative(target)}")
+    return target
+
+
+def plain(value: Any) -> Any:
+    """``value`` with NumPy's scalars as Python's, so that it loads without naming NumPy's types."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.device):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def _convert(checkpoint: Mapping[str, Any], config: TaskConfig) -> dict[str, Any]:
+    from medseg.nnunet.prediction import scheduler_state
+
+    optimizer = plain(checkpoint["optimizer_state"])
+    groups = optimizer.get("param_groups") or [{}]
+    return {
+        "network_weights": dict(checkpoint["network_weights"]),
+        "optimizer_state": optimizer,
+        "scheduler": scheduler_state(
+            float(groups[0].get("initial_lr", config.initial_lr)),
+            max(config.num_epochs, int(checkpoint["current_epoch"])),
+            int(checkpoint["current_epoch"]),
+        ),
+    }
+
+
+def _link(link: Path, target: Path) -> None:
+    with atomic_file(link) as temporary:
+        temporary.symlink_to(target.relative_to(link.parent))

@@ -1,0 +1,235 @@
+"""``metadata.json``: generated from the task, edited field by field by the user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from medseg.config import TaskConfig
+from medseg.nnunet.prediction import settings_of
+from medseg.project import UserError
+
+SCHEMA = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+    "meta_schema_20240725.json"
+)
+"""The schema that MONAI's model zoo validates against (``verify_metadata`` fetches it)."""
+
+REFERENCES = [
+    "Isensee F, Jaeger PF, Kohl SAA, Petersen J, Maier-Hein KH. nnU-Net: a self-configuring method "
+    "for deep learning-based biomedical image segmentation. Nature Methods 18, 203-211 (2021). "
+    "https://doi.org/10.1038/s41592-020-01008-z",
+    "Cardoso MJ, et al. MONAI: An open-source framework for deep learning in healthcare. "
+    "https://doi.org/10.48550/arXiv.2211.02701",
+]
+
+
+def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
+    """The bundle's metadata, by MONAI's bundle specification.
+
+    Generated from the config, nnU-Net's dataset and plans, the installed versions and, once the
+    fold is validated, its ``summary.json``; then the fields of ``bundle_config.metadata_file``
+    take the place of the generated ones.
+
+    Args:
+        config: The task's config.
+        fold: The fold whose validation counts; ``None`` means the config's.
+
+    Returns:
+        The content of ``metadata.json``. Shapes are in voxels of the network's grid, in nnU-Net's
+        axis order (slices first).
+
+    Raises:
+        UserError: The dataset is not planned yet, or the user's metadata file is no JSON object
+            of this layout.
+    """
+    plans, dataset = read_plans(config)
+    settings = settings_of(plans, config.configuration)
+    channels = [str(name) for _, name in sorted(dataset["channel_names"].items(), key=_number)]
+    labels = label_names(dataset)
+    foreground = [name for value, name in labels.items() if value != "0"]
+    names = ", ".join(foreground)
+    modality = "/".join(dict.fromkeys(map(_modality, channels)))
+    is_ct = all(name.upper() == "CT" for name in channels)
+    patch = list(settings["patch_size"])
+    ranges = plans["foreground_intensity_properties_per_channel"].values()
+    hounsfield = [
+        min(item["percentile_00_5"] for item in ranges),
+        max(item["percentile_99_5"] for item in ranges),
+    ]
+    metadata: dict[str, Any] = {
+        "schema": SCHEMA,
+        "version": "0.1.0",
+        "changelog": {"0.1.0": "first version"},
+        "monai_version": _version("monai"),
+        "pytorch_version": _version("torch"),
+        "numpy_version": _version("numpy"),
+        "required_packages_version": {
+            name: _version(name) for name in ("nnunetv2", "nibabel", "SimpleITK")
+        },
+        "supported_apps": {},
+        "name": config.experiment_name,
+        "task": f"Segmentation of {names} in {modality} images",
+        "description": (
+            f"nnU-Net ({config.configuration}, trained with {config.trainer_class_name}) that "
+            f"segments {names} in three-dimensional {modality} images."
+        ),
+        "authors": "not stated",
+        "copyright": "the authors",
+        "data_source": f"{dataset['numTraining']} cases of {config.dataset_name}",
+        "data_type": "nifti",
+        "image_classes": ", ".join(f"channel {i}: {name}" for i, name in enumerate(channels)),
+        "label_classes": ", ".join(f"{value}: {name}" for value, name in labels.items()),
+        "pred_classes": ", ".join(f"{value}: {name}" for value, name in labels.items()),
+        "eval_metrics": validation_dice(config, fold, labels),
+        "intended_use": "Research. Not a medical device, not for diagnostic use.",
+        "references": REFERENCES,
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "hounsfield" if is_ct else "magnitude",
+                    "modality": modality,
+                    "num_channels": len(channels),
+                    "spatial_shape": patch,
+                    "dtype": "float32",
+                    "value_range": hounsfield if is_ct else [],
+                    "is_patch_data": True,
+                    "channel_def": {str(i): name for i, name in enumerate(channels)},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "image",
+                    "format": "segmentation",
+                    "num_channels": 1,
+                    "spatial_shape": patch,
+                    "dtype": "float32",
+                    "value_range": [0, max(map(int, labels))],
+                    "is_patch_data": True,
+                    "channel_def": labels,
+                }
+            },
+        },
+    }
+    if config.bundle_config.metadata_file:
+        metadata = merge(metadata, _read_users_file(config))
+        _check(metadata, config)
+    return metadata
+
+
+def merge(generated: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``generated`` with the fields of ``given``; mappings are merged, all else is replaced.
+
+    A ``channel_def`` or ``changelog`` counts as one value: its keys are data, not fields.
+    """
+    merged = dict(generated)
+    for key, value in given.items():
+        old = merged.get(key)
+        whole = key in ("channel_def", "changelog", "eval_metrics")
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not whole:
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_plans(config: TaskConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """nnU-Net's plans and ``dataset.json`` of the task.
+
+    Raises:
+        UserError: They do not exist yet.
+    """
+    contents = []
+    for name in (f"{config.nnunet_plans_name}.json", "dataset.json"):
+        path = config.preprocessed_folder / name
+        try:
+            contents.append(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist: run plan_and_preprocess first.") from None
+    plans, dataset = contents
+    return plans, dataset
+
+
+def label_names(dataset: Mapping[str, Any]) -> dict[str, str]:
+    """The names of the values that a predicted label map holds.
+
+    Of region-based labels the name at a value is the region that nnU-Net paints with it
+    (``regions_class_order``); regions painted later cover it.
+
+    Args:
+        dataset: nnU-Net's ``dataset.json``.
+
+    Returns:
+        Value, as text, to name; ascending; the ignore label is left out.
+    """
+    order = dataset.get("regions_class_order")
+    named = {name: value for name, value in dataset["labels"].items() if name != "ignore"}
+    if order:
+        foreground = [name for name, value in named.items() if value not in (0, [0])]
+        named = {"background": 0, **dict(zip(foreground, order, strict=True))}
+    return {str(value): name for name, value in sorted(named.items(), key=lambda item: item[1])}
+
+
+def validation_dice(
+    config: TaskConfig, fold: int | str | None, labels: Mapping[str, str]
+) -> dict[str, float]:
+    """Mean Dice of the fold's validation cases, over all and per label; empty before validation."""
+    path = config.fold_folder(fold) / "validation" / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    values = {"mean_dice": summary["foreground_mean"]["Dice"]}
+    for key, measures in summary["mean"].items():
+        values[f"dice_{labels.get(key, key)}"] = measures["Dice"]
+    return {name: round(value, 4) for name, value in values.items() if value == value}  # no NaN
+
+
+def _read_users_file(config: TaskConfig) -> dict[str, Any]:
+    field = "bundle_config.metadata_file"
+    path = config.root.resolve(config.bundle_config.metadata_file or "", field=field)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{field}: {path} does not exist.") from None
+    except ValueError as error:
+        raise UserError(f"{field}: {path} is not valid JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{field}: {path} must hold a JSON object with fields of metadata.json.")
+    return content
+
+
+def _check(metadata: Mapping[str, Any], config: TaskConfig) -> None:
+    """What this project itself reads of the metadata must keep its shape."""
+    try:
+        definition = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        sound = all(str(int(key)) == key and isinstance(definition[key], str) for key in definition)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"bundle_config.metadata_file: {config.bundle_config.metadata_file}: "
+            "network_data_format.outputs.pred.channel_def must map label values to names, "
+            'such as {"0": "background", "1": "Spleen"}.'
+        )
+
+
+def _modality(channel: str) -> str:
+    return {"MRI": "MR", "NONORM": "n/a"}.get(channel.upper(), channel)
+
+
+def _version(package: str) -> str:
+    return version(package).partition("+")[0]  # without the build: 2.13.0, not 2.13.0+cpu
+
+
+def _number(item: tuple[str, Any]) -> int:
+    return int(item[0])
+
+
+def metadata_path(config: TaskConfig) -> Path:
+    """Where the bundle keeps its metadata."""
+    return config.bundle_folder / "configs" / "metadata.json"

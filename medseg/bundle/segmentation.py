@@ -1,0 +1,301 @@
+"""Inference from the packaged model."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from medseg.bundle.torchscript import PackagedModel, load_packaged
+from medseg.project import Failures, Manifest, UserError, fingerprint, progress
+
+if TYPE_CHECKING:
+    from medseg.dicom import Volume
+    from medseg.nnunet.prediction import CasePredictor
+
+Format = Literal["nifti", "dicom"]
+SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "dicom": ".dcm"}
+CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+"""nnU-Net's file names: ``CASE_0000.nii.gz`` is the first channel of CASE."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is segmented at once.
+
+    Attributes:
+        name: The case identifier; the result is named after it.
+        images: One path a channel, or one 4D NIfTI file, or one folder with a DICOM series.
+        format: What the images are.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    format: Format
+
+
+def segment(
+    model: str | Path,
+    input: str | Path,  # noqa: A002 - the word on the command line and in the pipeline
+    output: str | Path,
+    *,
+    output_format: str = "",
+    test_time_augmentation: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
+) -> list[Path]:
+    """Segments images with a packaged model, with nnU-Net's preprocessing and its inverse.
+
+    Args:
+        model: The packaged model (``model.ts``).
+        input: A NIfTI file; a folder of NIfTI files (``CASE.nii.gz``, or ``CASE_0000.nii.gz``,
+            ``CASE_0001.nii.gz``, … for the channels); a DICOM series folder; or a folder of DICOM
+            series folders, each of which is a case.
+        output: A file (``.nii``, ``.nii.gz`` or ``.dcm``; for one case), or a folder in which each
+            result has the name of its case. Existing results are replaced; in a folder, results of
+            the same model, images and settings are kept.
+        output_format: ``nifti`` or ``dicom`` (a DICOM SEG that refers to the source series; its
+            segments have the names in the model's metadata). Default: that of the input.
+        test_time_augmentation: Average over mirrored copies, as nnU-Net does by default.
+        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+        precision: ``float32``, ``bfloat16`` (on a CPU only where it has units for it), or
+            ``auto``: what nnU-Net predicts in (float32 on a CPU, float16 autocast on a GPU).
+
+    Returns:
+        The files that were written, in the order of the cases. NIfTI label maps lie on the grid
+        of their image.
+
+    Raises:
+        UserError: The model, the input or a setting is unusable; the message says what to do.
+        CasesFailedError: Of several cases some failed; the others are finished.
+    """
+    model, output = Path(model), Path(output)
+    cases = find_cases(Path(input))
+    targets = _targets(cases, output, output_format)
+    packaged = load_packaged(model)
+    predictor = _predictor(packaged, test_time_augmentation, device, precision)
+
+    if len(cases) == 1 and targets[0] == output:
+        _segment_case(cases[0], targets[0], packaged, predictor, 1, 1)
+        return targets
+
+    settings = [fingerprint([model]), test_time_augmentation, device, precision]
+    failures = Failures("segment")
+    written = []
+    for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
+        with failures.case(case.name):
+            inputs = fingerprint(_files(case), {"settings": settings, "target": target.name})
+            manifest = Manifest(output, f"segment-{case.name}")
+            if manifest.is_done(inputs):
+                progress(f"{case.name} is segmented already", number, len(cases))
+            else:
+                _segment_case(case, target, packaged, predictor, number, len(cases))
+                manifest.record(inputs, [target])
+            written.append(target)
+    if len(cases) == 1 and failures.reasons:
+        raise UserError(failures.reasons[cases[0].name])
+    failures.check(len(cases))
+    return written
+
+
+def find_cases(path: Path) -> list[Case]:
+    """The cases at ``path``: a file, a series, or a folder of either.
+
+    Args:
+        path: What the user named.
+
+    Returns:
+        The cases, by name.
+
+    Raises:
+        UserError: There is nothing, or neither NIfTI nor DICOM.
+    """
+    if not path.exists():
+        raise UserError(f"the input {path} does not exist: name a NIfTI file or a DICOM folder.")
+    if path.is_file():
+        if _is_nifti(path):
+            match = CHANNEL.match(_stem(path))
+            if match is None:
+                return [Case(_stem(path), (path,), "nifti")]
+            name = match["case"]
+            return [case for case in _nifti_cases(path.parent) if case.name == name]
+        if _is_dicom(path):
+            return [Case(path.stem, (path,), "dicom")]
+        raise UserError(f"the input {path} is neither a NIfTI file (.nii, .nii.gz) nor DICOM.")
+    cases = _nifti_cases(path)
+    if cases:
+        return cases
+    if _holds_dicom(path, deep=False):
+        return [Case(path.resolve().name, (path,), "dicom")]
+    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    cases = [Case(folder.name, (folder,), "dicom") for folder in folders if _holds_dicom(folder)]
+    if not cases:
+        raise UserError(
+            f"the folder {path} holds no NIfTI files (.nii, .nii.gz) and no DICOM: name a folder "
+            "of NIfTI files, of one DICOM series, or of folders with one DICOM series each."
+        )
+    return cases
+
+
+def _nifti_cases(folder: Path) -> list[Case]:
+    files = [file for file in sorted(folder.iterdir()) if _is_nifti(file) and file.is_file()]
+    channels: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        match = CHANNEL.match(_stem(file))
+        channels[match["case"] if match else _stem(file)].append(file)
+    return [Case(name, tuple(images), "nifti") for name, images in sorted(channels.items())]
+
+
+def _targets(cases: list[Case], output: Path, wanted: str) -> list[Path]:
+    if wanted not in ("", *SUFFIXES):
+        raise UserError(f"output_format: {wanted!r} is unknown: use nifti or dicom.")
+    suffix = "".join(output.suffixes[-2:]) if output.name.endswith(".nii.gz") else output.suffix
+    of_suffix: dict[str, Format] = {".nii.gz": "nifti", ".nii": "nifti", ".dcm": "dicom"}
+    is_file = suffix in of_suffix and not output.is_dir()
+    if is_file and len(cases) > 1:
+        raise UserError(
+            f"output: {output} is one file, but the input holds {len(cases)} cases: name a folder."
+        )
+    if is_file and wanted and of_suffix[suffix] != wanted:
+        raise UserError(f"output: {output} does not agree with output_format {wanted}.")
+    if output.is_file() and not is_file:
+        raise UserError(f"output: {output} is a file: name a folder, or a .nii.gz or .dcm file.")
+    targets = []
+    for case in cases:
+        form = of_suffix[suffix] if is_file else (wanted or case.format)
+        if form == "dicom" and case.format != "dicom":
+            raise UserError(
+                f"output_format: a DICOM SEG refers to a DICOM series, but {case.images[0]} is "
+                "NIfTI: use nifti, or segment the DICOM series."
+            )
+        target = output if is_file else output / f"{case.name}{SUFFIXES[form]}"  # type: ignore[index]
+        if target.resolve() in {image.resolve() for image in case.images}:
+            raise UserError(f"output: {target} is the input image itself: name another place.")
+        targets.append(target)
+    return targets
+
+
+def _predictor(
+    packaged: PackagedModel, test_time_augmentation: bool, device: str, precision: str
+) -> CasePredictor:
+    import torch
+
+    from medseg.nnunet.devices import choose_bfloat16
+    from medseg.nnunet.prediction import CasePredictor
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: {device!r} is unknown: use auto, cpu or cuda.")
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"precision: {precision!r} is unknown: use auto, float32 or bfloat16.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is not available on this machine: use auto or cpu.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "float16" if device == "cuda" else "float32"
+    elif device == "cpu" and not choose_bfloat16(precision, device):
+        precision = "float32"  # without units bfloat16 is emulated, many times slower
+    axes = packaged.checkpoint.get("inference_allowed_mirroring_axes") or ()
+    return CasePredictor(
+        packaged.network,
+        packaged.plans,
+        packaged.dataset,
+        configuration=packaged.checkpoint["configuration"],
+        mirror_axes=axes if test_time_augmentation else (),
+        device=device,
+        precision=precision,
+    )
+
+
+def _segment_case(
+    case: Case,
+    target: Path,
+    packaged: PackagedModel,
+    predictor: CasePredictor,
+    number: int,
+    total: int,
+) -> None:
+    from medseg.dicom import write_nifti, write_segmentation
+
+    started = time.monotonic()
+    image, reference = _read(case, predictor.channels)
+    mask = predictor.segment(image, reference.spacing[::-1]).transpose(2, 1, 0)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".dcm":
+        write_segmentation(mask, reference, target, _segment_names(packaged))
+    else:
+        write_nifti(mask, reference.affine, target)
+    seconds = time.monotonic() - started
+    progress(f"{case.name} segmented in {seconds:.1f} s", number, total)
+
+
+def _read(case: Case, channels: int) -> tuple[np.ndarray[Any, Any], Volume]:
+    """The image ``(channel, z, y, x)`` of a case, and the volume of its first channel."""
+    from medseg.dicom import read_image
+    from medseg.dicom.volume import check_same_grid
+
+    volumes = [read_image(path) for path in case.images]
+    first = volumes[0]
+    for other in volumes[1:]:
+        check_same_grid(first, other)
+    arrays = []
+    for volume in volumes:
+        array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+        arrays.append(np.moveaxis(array, -1, 0).transpose(0, 3, 2, 1))
+    image = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    names = [CHANNEL.match(_stem(path)) for path in case.images]
+    numbers = [int(name["channel"]) for name in names if name]
+    if image.shape[0] != channels or (numbers and numbers != list(range(len(numbers)))):
+        found = ", ".join(path.name for path in case.images)
+        raise UserError(
+            f"{case.name}: the model needs {channels} channel{'s' * (channels != 1)}, but {found} "
+            f"{'hold' if len(case.images) > 1 else 'holds'} {image.shape[0]}: give NIfTI files "
+            f"{case.name}_0000.nii.gz to {case.name}_{channels - 1:04d}.nii.gz."
+        )
+    return image, first
+
+
+def _segment_names(packaged: PackagedModel) -> dict[str, int]:
+    """Segment names to label values: those of the metadata, which users edit."""
+    try:
+        definition = packaged.metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return {str(name): int(value) for value, name in definition.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            "the model's metadata.json has no network_data_format.outputs.pred.channel_def that "
+            "names its labels: make the model anew with convert_pt_to_ts."
+        ) from None
+
+
+def _files(case: Case) -> list[Path]:
+    if case.format == "nifti":
+        return list(case.images)
+    return [file for image in case.images for file in [image, *image.rglob("*")] if file.is_file()]
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"  # PS3.10 7.1: preamble, then the prefix
+
+
+def _holds_dicom(folder: Path, *, deep: bool = True) -> bool:
+    for place, _, names in os.walk(folder):
+        if any(_is_dicom(Path(place, name)) for name in names if not name.startswith(".")):
+            return True
+        if not deep:
+            return False
+    return False

@@ -1,0 +1,207 @@
+"""The packaged model: one TorchScript file with metadata and inference configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg.bundle.inference import inference_json
+from medseg.bundle.layout import write_metadata
+from medseg.bundle.metadata import build_metadata
+from medseg.config import TaskConfig
+from medseg.project import Manifest, UserError, atomic_file, fingerprint, progress
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = 1e-3
+"""Largest difference of logits, as a fraction of their range, between traced and original network;
+float16 keeps three digits."""
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """What a ``model.ts`` carries.
+
+    Attributes:
+        network: The TorchScript network, on the CPU.
+        metadata: ``metadata.json``.
+        plans: nnU-Net's plans.
+        dataset: nnU-Net's ``dataset.json``.
+        checkpoint: ``trainer_name``, ``configuration``, ``inference_allowed_mirroring_axes``.
+    """
+
+    network: torch.jit.ScriptModule
+    metadata: dict[str, Any]
+    plans: dict[str, Any]
+    dataset: dict[str, Any]
+    checkpoint: dict[str, Any]
+
+
+def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
+    """Packages the bundle's ``models/fold_F/model.pt`` as ``models/fold_F/model.ts``.
+
+    The network is traced (scripting nnU-Net's U-Nets fails), saved with ``metadata.json`` and
+    ``inference.json`` as extra files, loaded again, and compared with the original on patches of
+    preprocessed training cases before it takes its name. The validation Dice of the fold, where
+    there is one, goes into the metadata, here and in the bundle.
+
+    Args:
+        config: The task's config.
+        fold: The fold; ``None`` means the config's.
+
+    Returns:
+        ``path`` (relative to the data root), ``sha256``, ``max_difference`` (of logits),
+        and the validation measures (``mean_dice``, …).
+
+    Raises:
+        UserError: The bundle has no checkpoint of the fold, no preprocessed case is there to
+            compare on, or the traced network differs from the original.
+    """
+    fold = config.fold if fold is None else fold
+    models = config.bundle_folder / "models"
+    source, target = models / f"fold_{fold}" / "model.pt", models / f"fold_{fold}" / "model.ts"
+    described = [models / name for name in ("plans.json", "dataset.json", "nnunet_checkpoint.pth")]
+    for path in (source, *described):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: train fold {fold} first.")
+    metadata = build_metadata(config, fold)
+    inputs = fingerprint([source, *described], {"metadata": metadata, "fold": fold})
+    manifest = Manifest(target.parent, "convert_pt_to_ts")
+    if manifest.is_done(inputs):
+        progress(f"fold {fold}: model.ts is packaged already")
+        return dict(manifest.read()["result"])
+
+    import torch
+
+    plans, dataset = (json.loads(path.read_text(encoding="utf-8")) for path in described[:2])
+    checkpoint = torch.load(described[2], weights_only=True)
+    network = _load_network(source)
+    configuration = checkpoint["init_args"]["configuration"]
+
+    from medseg.nnunet.prediction import example_patches
+
+    patches = example_patches(config.preprocessed_folder, plans, configuration)
+    channels = metadata["network_data_format"]["inputs"]["image"]["num_channels"]
+    extra = {
+        "metadata.json": json.dumps(metadata),
+        "inference.json": json.dumps(
+            inference_json(plans, dataset, checkpoint, channels=channels, fold=fold)
+        ),
+    }
+    with torch.no_grad():
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            network, patches[:1], check_trace=False
+        )
+    with atomic_file(target) as temporary:
+        torch.jit.save(traced, temporary, _extra_files=extra)
+        difference = compare(network, load_packaged(temporary).network, patches)
+    write_metadata(config, metadata)
+    result = {
+        "path": config.root.relative(target),
+        "sha256": _sha256(target),
+        "max_difference": difference,
+        **metadata["eval_metrics"],
+    }
+    manifest.record(inputs, [target], result)
+    progress(
+        f"fold {fold}: {result['path']} packaged; on {len(patches)} patches its logits differ from "
+        f"the original's by at most {difference:.2g}"
+    )
+    return result
+
+
+def compare(original: torch.nn.Module, packaged: torch.nn.Module, patches: torch.Tensor) -> float:
+    """Compares a packaged network with the original, patch by patch and as one batch.
+
+    Args:
+        original: The network.
+        packaged: What must do the same.
+        patches: Real input ``(batch, channels, *patch)``.
+
+    Returns:
+        The largest difference of two logits.
+
+    Raises:
+        UserError: The difference exceeds :data:`TOLERANCE` of the logits' range.
+    """
+    import torch
+
+    difference = 0.0
+    with torch.inference_mode():
+        for batch in (*(patch[None] for patch in patches), patches):
+            expected, found = original(batch), packaged(batch)
+            scale = float(expected.abs().max())
+            apart = float((expected - found).abs().max())
+            if not apart <= TOLERANCE * max(scale, 1.0):  # also where it is not a number
+                raise UserError(
+                    "the traced network does not do what the original does: on real patches its "
+                    f"logits (up to {scale:.3g}) differ by up to {apart:.3g}. The architecture "
+                    "cannot be packaged as TorchScript; use the bundle's model.pt."
+                )
+            difference = max(difference, apart)
+    return difference
+
+
+def load_packaged(path: Path) -> PackagedModel:
+    """Opens a ``model.ts``: ours, or one of MAIA's that carries plans and dataset.
+
+    TorchScript and JSON are data: opening the file runs no Python of its author.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: The file is missing, truncated, no TorchScript, or lacks ``metadata.json`` or
+            a usable ``inference.json``.
+    """
+    import torch
+
+    if not path.is_file():
+        raise UserError(f"the model {path} does not exist: name a model.ts file.")
+    extra: dict[str, Any] = {"metadata.json": "", "inference.json": ""}
+    try:
+        network = torch.jit.load(  # type: ignore[no-untyped-call]
+            path, map_location="cpu", _extra_files=extra
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the model {path} cannot be read: it is truncated, damaged or not TorchScript. "
+            "Copy it again, or make it anew with convert_pt_to_ts."
+        ) from error
+    contents = {}
+    for name, text in extra.items():
+        try:
+            contents[name] = json.loads(text)
+        except ValueError:
+            contents[name] = None
+        if not isinstance(contents[name], dict):
+            raise UserError(
+                f"the model {path} carries no {name}: it was not packaged by convert_pt_to_ts; "
+                "make it anew with that."
+            )
+    inference = contents["inference.json"]
+    parts = [inference.get(key) for key in ("plans", "dataset_json", "nnunet_config_ckpt")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise UserError(
+            f"the model {path} has an inference.json without nnU-Net's plans, dataset_json and "
+            "nnunet_config_ckpt: make it anew with convert_pt_to_ts."
+        )
+    return PackagedModel(network, contents["metadata.json"], *parts)
+
+
+def _load_network(checkpoint: Path) -> torch.nn.Module:
+    from monai.apps.nnunet.nnunet_bundle import get_nnunet_monai_predictor
+
+    predictor = get_nnunet_monai_predictor(checkpoint.parent, checkpoint.name).predictor
+    network: torch.nn.Module = predictor.network
+    network.load_state_dict(predictor.list_of_parameters[0])
+    return network.eval()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
