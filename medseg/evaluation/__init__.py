@@ -1,1 +1,17 @@
-"""TODO."""
+"""Metrics, the validation and test summaries, and the report.
+
+* :func:`evaluate` completes nnU-Net's validation summary of a fold with surface distances;
+  :func:`test_model` makes the same summary for the held-back test cases, segmented with the
+  packaged model; :func:`evaluate_folder` for any two folders.
+* :func:`kfp_metrics` flattens a summary for a KFP ``Metrics`` artifact.
+* :func:`write_report` joins everything into one HTML file.
+
+:mod:`medseg.evaluation.metrics` and :mod:`medseg.evaluation.summary` say what is measured and what
+the summary adds to nnU-Net's schema.
+"""
+
+from medseg.evaluation.held_back import test_model
+from medseg.evaluation.report import write_report
+from medseg.evaluation.summary import evaluate, evaluate_folder, kfp_metrics
+
+__all__ = ["evaluate", "evaluate_folder", "kfp_metrics", "test_model", "write_report"]

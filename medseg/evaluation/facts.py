@@ -1,0 +1,227 @@
+"""What the report says about dataset, training and provenance, read from what the stages left.
+
+Every function returns what it found, or the reason why there is nothing, in words for the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.config import TaskConfig
+from medseg.evaluation.metrics import foreground
+from medseg.project import Manifest, UserError
+
+PACKAGES = (
+    "kfp-medseg", "nnunetv2", "torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel",
+    "pydicom", "highdicom", "dicomweb-client", "mlflow", "kfp",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """One case of the dataset.
+
+    Attributes:
+        case: Identifier.
+        part: ``training``, ``validation`` or ``test``.
+        size: Voxels along i, j, k.
+        spacing: Millimetres along i, j, k.
+        intensity: Smallest and largest value, where it was measured.
+        volumes_ml: Structure to volume in ml.
+        warnings: What the conversion from DICOM remarked.
+    """
+
+    case: str
+    part: str
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    intensity: tuple[float, float] | None = None
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def dataset_facts(config: TaskConfig, fold: int | str) -> tuple[list[CaseFacts], str]:
+    """All cases of the dataset, in the order of their names.
+
+    From the quality table that the conversion from DICOM wrote; for a dataset that was not
+    converted, from nnU-Net's label maps.
+
+    Args:
+        config: The task's config.
+        fold: The fold, which decides what is training and what validation.
+
+    Returns:
+        The cases, and where they come from or why there are none.
+    """
+    parts = _parts(config, fold)
+    rows = _read_json(config.data_folder / "dataset.json").get("quality")
+    if rows:
+        cases = [
+            CaseFacts(
+                row["case"],
+                parts.get(row["case"], "not used"),
+                tuple(row["size"]),
+                tuple(row["spacing"]),
+                (row["intensity"][0], row["intensity"][-1]) if row.get("intensity") else None,
+                row.get("volumes_ml", {}),
+                tuple(row.get("warnings", ())),
+            )
+            for row in rows
+        ]
+        return sorted(cases, key=lambda each: each.case), "Measured at the conversion from DICOM."
+    labels = sorted((config.raw_folder / "labelsTr").glob("*.nii.gz"))
+    cases = [_from_label(path, parts, config) for path in labels]
+    if cases:
+        return cases, (
+            "Measured on the label maps; the dataset was not converted from DICOM by medseg, so "
+            "there is no quality table (intensity range, warnings)."
+        )
+    return [], (
+        f"There is neither a quality table in {config.root.relative(config.data_folder)} nor "
+        "nnU-Net's raw dataset."
+    )
+
+
+def training_facts(config: TaskConfig, fold: int | str) -> tuple[dict[str, Any], str]:
+    """The curves that nnU-Net keeps in its checkpoints.
+
+    Args:
+        config: The task's config.
+        fold: The fold.
+
+    Returns:
+        nnU-Net's log (``train_losses``, ``val_losses``, ``dice_per_class_or_region``, ``lrs``, one
+        value an epoch), and its file or why there is none.
+    """
+    from medseg.nnunet import load_checkpoint
+
+    folder = config.fold_folder(fold)
+    for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"):
+        if (folder / name).is_file():
+            try:
+                return load_checkpoint(folder / name, mmap=True)["logging"], name
+            except (UserError, KeyError) as error:
+                return {}, str(error)
+    return {}, f"Fold {fold} has no checkpoint in {config.root.relative(folder)}."
+
+
+def structure_names(config: TaskConfig) -> list[str]:
+    """Names in nnU-Net's order of per-class values: by value, or regions as declared."""
+    structures = list(foreground(config.labels).values())
+    if not config.has_regions:
+        structures.sort(key=lambda structure: structure[1])
+    return [name for name, _ in structures]
+
+
+def file_hashes(config: TaskConfig, fold: int | str) -> list[tuple[str, str, str]]:
+    """SHA-256 of everything that decided the result.
+
+    Args:
+        config: The task's config.
+        fold: The fold.
+
+    Returns:
+        What it is, its path on the data root, and the digest or why there is none.
+    """
+    raw = Manifest(config.raw_folder, "prepare_dataset").read().get("result", {})
+    model = config.model_file.parents[1] / f"fold_{fold}" / config.model_file.name
+    files = {
+        "Config": config.path,
+        "Split": config.preprocessed_folder / "splits_final.json",
+        "Plans": config.results_folder / "plans.json",
+        "Checkpoint": config.fold_folder(fold) / "checkpoint_final.pth",
+        "Packaged model": model,
+    }
+    dataset = raw.get("dataset_hash") or "no record: prepare_dataset has not run"
+    rows = [("Dataset", config.root.relative(config.raw_folder), dataset)]
+    for name, path in files.items():
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            digest = "not there"
+        rows.append((name, config.root.relative(path), digest))
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that had a part in the result."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def plans_facts(config: TaskConfig) -> dict[str, str]:
+    """What nnU-Net planned for the configuration, in words; empty where there are no plans."""
+    plans = _read_json(config.results_folder / "plans.json")
+    planned = plans.get("configurations", {}).get(config.configuration, {})
+    shown = {
+        "Patch size (voxels)": planned.get("patch_size"),
+        "Target spacing (mm)": [round(step, 3) for step in planned.get("spacing", ())],
+        "Batch size": planned.get("batch_size"),
+        "Intensity normalisation": planned.get("normalization_schemes"),
+    }
+    return {
+        name: " × ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in shown.items()
+        if value
+    }
+
+
+def _parts(config: TaskConfig, fold: int | str) -> dict[str, str]:
+    parts = dict.fromkeys(config.test_cases, "test")
+    path = config.preprocessed_folder / "splits_final.json"
+    splits = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if isinstance(fold, int) and fold < len(splits):
+        for key, part in (("train", "training"), ("val", "validation")):
+            parts.update(dict.fromkeys(splits[fold][key], part))
+    else:  # nnU-Net's "all", or not split yet
+        parts.update(
+            dict.fromkeys(
+                (
+                    path.name.removesuffix(".nii.gz")
+                    for path in (config.raw_folder / "labelsTr").glob("*.nii.gz")
+                ),
+                "training",
+            )
+        )
+    return parts
+
+
+def _from_label(path: Path, parts: dict[str, str], config: TaskConfig) -> CaseFacts:
+    from medseg.dicom.nifti import read_label_map
+
+    volume = read_label_map(path)
+    counts = np.bincount(volume.array.ravel(), minlength=max(config.label_values) + 1)
+    millilitres = float(np.prod(volume.spacing)) / 1000
+    case = path.name.removesuffix(".nii.gz")
+    return CaseFacts(
+        case,
+        parts.get(case, "not used"),
+        volume.shape,
+        volume.spacing,
+        volumes_ml={
+            name: float(sum(counts[value] for value in values)) * millilitres
+            for name, values in foreground(config.labels).values()
+        },
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,91 @@
+"""The test set: cases that training never saw, segmented with the packaged model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medseg.config import TaskConfig
+from medseg.evaluation.summary import (
+    ENDING,
+    SUMMARY,
+    Summary,
+    evaluate_pairs,
+    log_summary,
+    pairs_fingerprint,
+    read_summary,
+)
+from medseg.project import CasesFailedError, Manifest, UserError, progress, write_json
+
+
+def test_model(config: TaskConfig, fold: int | str | None = None) -> Summary:
+    """Segments the config's ``test_cases`` with the packaged ``model.ts`` and measures the result.
+
+    Predictions and ``summary.json`` go to ``fold_F/test``, the means to MLflow. What was segmented
+    by the same model is kept.
+
+    Args:
+        config: The task's config.
+        fold: The fold whose model is tested; None means the config's.
+
+    Returns:
+        The summary; empty where the config names no test cases.
+
+    Raises:
+        UserError: The model is not packaged.
+        CasesFailedError: More cases failed than ``max_failed_cases``; the others are kept.
+    """
+    from medseg.bundle import segment
+    from medseg.nnunet.dataset import place, remove_others
+
+    if not config.test_cases:
+        progress("the config names no test_cases: nothing to test")
+        return {}
+    model = config.model_file
+    if fold is not None:
+        model = model.parents[1] / f"fold_{fold}" / model.name
+    if not model.is_file():
+        raise UserError(f"the packaged model {model} does not exist: run convert_pt_to_ts first.")
+    folder = config.fold_folder(fold) / "test"
+    sources = {case: case_files(config, case) for case in config.test_cases}
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for case, (channels, _) in sources.items():
+        for index, path in enumerate(channels):
+            # nnU-Net's names; a single file may hold all channels, as in the Decathlon.
+            suffix = f"_{index:04d}" if len(channels) > 1 else ""
+            if path.is_file():
+                place(path, images / f"{case}{suffix}{ENDING}")
+    remove_others(folder, [SUMMARY, *(f"{case}{ENDING}" for case in sources)])
+    try:
+        segment(model, images, folder, device=config.device)
+    except CasesFailedError as error:
+        if len(error.reasons) > config.max_failed_cases:
+            raise
+    pairs = {case: (folder / f"{case}{ENDING}", label) for case, (_, label) in sources.items()}
+    done = Manifest(folder, "evaluate")
+    inputs = pairs_fingerprint(pairs, config.labels)
+    if done.is_done(inputs):
+        return read_summary(folder / SUMMARY)
+    summary = evaluate_pairs(pairs, config.labels, allowed=config.max_failed_cases)
+    write_json(folder / SUMMARY, summary)
+    log_summary(config, fold, "test", folder / SUMMARY, summary)
+    done.record(inputs, [folder / SUMMARY])
+    return summary
+
+
+def case_files(config: TaskConfig, case: str) -> tuple[list[Path], Path]:
+    """Where a case lies in the dataset's folder.
+
+    Args:
+        config: The task's config.
+        case: The case.
+
+    Returns:
+        Its images, one a channel (in the Decathlon format one file for all), and its label map.
+    """
+    if config.dataset_format == "decathlon":
+        name = f"{case}{ENDING}"
+        return [config.data_folder / "imagesTr" / name], config.data_folder / "labelsTr" / name
+    folder = config.data_folder / case
+    channels = [folder / f"{case}{suffix}" for suffix in config.channels.values()]
+    return channels, folder / f"{case}{config.label_suffix}"

@@ -1,0 +1,142 @@
+"""Overlap and surface distance of two label maps.
+
+Overlap counts and ratios are nnU-Net's (``nnunetv2.evaluation.evaluate_predictions``), so that the
+numbers stay comparable with every other nnU-Net summary. Surface distances follow MONAI's
+definitions (``monai.metrics``), from SciPy directly: importing MONAI takes longer than measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Label = int | Sequence[int]
+Metrics = dict[str, float | int | None]
+
+IGNORE = "ignore"
+"""nnU-Net's name of the label whose voxels count for nothing."""
+
+DISTANCES = ("ASD", "HD95")
+
+
+def foreground(labels: Mapping[str, Label]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The structures to measure.
+
+    Args:
+        labels: Names to values (or, for a region, lists of values); may hold ``background`` and
+            ``ignore``.
+
+    Returns:
+        nnU-Net's key of every structure (``"1"``, or ``"(1, 2)"`` for a region) to its name and
+        values.
+    """
+    structures = {}
+    for name, label in labels.items():
+        values = (label,) if isinstance(label, int) else tuple(label)
+        if name != IGNORE and set(values) != {0}:
+            structures[str(label if isinstance(label, int) else values)] = (name, values)
+    return structures
+
+
+def case_metrics(
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    spacing: Sequence[float],
+    labels: Mapping[str, Label],
+) -> dict[str, Metrics]:
+    """All metrics of one case.
+
+    Args:
+        prediction: Label map, three axes.
+        reference: Label map on the same grid.
+        spacing: Millimetres between voxel centres along the arrays' axes, in their order.
+        labels: As in :func:`foreground`.
+
+    Returns:
+        nnU-Net's key of each structure to ``Dice``, ``IoU``, ``FN``, ``FP``, ``TN``, ``TP``,
+        ``n_pred``, ``n_ref`` (voxels), ``ASD`` and ``HD95`` (mm). What is undefined is None:
+        Dice and IoU of a structure that neither map holds, distances of one that either lacks.
+    """
+    ignored = labels.get(IGNORE)
+    counted = None if ignored is None else reference != ignored
+    result = {}
+    for key, (_, values) in foreground(labels).items():
+        found, truth = np.isin(prediction, values), np.isin(reference, values)
+        if counted is not None:
+            found, truth = found & counted, truth & counted
+        total = reference.size if counted is None else int(counted.sum())
+        result[key] = overlap(found, truth, total) | surface_distances(found, truth, spacing)
+    return result
+
+
+def overlap(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], total: int) -> Metrics:
+    """Dice, IoU and the counts they come from.
+
+    Args:
+        prediction: Mask.
+        reference: Mask of the same shape.
+        total: Voxels that count at all.
+    """
+    n_pred, n_ref = int(prediction.sum()), int(reference.sum())
+    both = int((prediction & reference).sum())
+    either = n_pred + n_ref - both
+    return {
+        "Dice": 2 * both / (n_pred + n_ref) if either else None,
+        "IoU": both / either if either else None,
+        "FN": n_ref - both,
+        "FP": n_pred - both,
+        "TN": total - either,
+        "TP": both,
+        "n_pred": n_pred,
+        "n_ref": n_ref,
+    }
+
+
+def surface_distances(
+    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
+) -> Metrics:
+    """Average symmetric surface distance and 95th percentile of the Hausdorff distance.
+
+    A surface is the mask's voxels that have a neighbour outside it (six neighbours; the world
+    beyond the image is outside). ``ASD`` is the mean over the surface voxels of both masks of the
+    distance to the other surface. ``HD95`` is the larger of the two directions' 95th percentiles,
+    as in MONAI; medpy takes one percentile over both directions together, which differs slightly.
+
+    Args:
+        prediction: Mask, three axes.
+        reference: Mask of the same shape.
+        spacing: Millimetres between voxel centres, in the order of the axes.
+
+    Returns:
+        ``ASD`` and ``HD95`` in mm; None where a mask is empty.
+    """
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import KDTree
+
+    if not (prediction.any() and reference.any()):
+        return dict.fromkeys(DISTANCES)
+    box = bounding_box(prediction | reference)
+    # Erosion takes what lies beyond the box for outside, which it is.
+    first, second = (
+        np.argwhere(mask[box] & ~binary_erosion(mask[box])) * np.asarray(spacing)
+        for mask in (prediction, reference)
+    )
+    there, _ = KDTree(second).query(first)
+    back, _ = KDTree(first).query(second)
+    return {
+        "ASD": float(np.concatenate([there, back]).mean()),
+        "HD95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
+    }
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest box that holds every True of ``mask``, which must have one."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        inside = np.flatnonzero(mask.any(axis=others))
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(box)

@@ -1,0 +1,300 @@
+"""The report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg import __version__
+from medseg.config import TaskConfig
+from medseg.evaluation.facts import (
+    CaseFacts,
+    dataset_facts,
+    file_hashes,
+    plans_facts,
+    structure_names,
+    training_facts,
+    versions,
+)
+from medseg.evaluation.held_back import case_files
+from medseg.evaluation.metrics import foreground
+from medseg.evaluation.summary import ENDING, SUMMARY, Summary, read_summary
+from medseg.project import UserError, progress, write_text
+
+METRICS = {"Dice": "", "IoU": "", "ASD": "mm", "HD95": "mm"}
+"""What is shown, with units. Dice decides which case is best and which is worst."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The results on one set of cases.
+
+    Attributes:
+        name: ``validation`` or ``test``.
+        summary: Its summary; empty where there is none.
+        missing: Why there is none.
+        means: Rows of the table of means: structure, number of cases, then for each metric mean,
+            standard deviation, median and number of cases where it is undefined (or None).
+        cases: Rows of the table of cases: case, structure, then the value of each metric.
+        overlays: Best, median and worst case.
+    """
+
+    name: str
+    summary: Summary
+    missing: str = ""
+    means: list[dict[str, Any]] = field(default_factory=list)
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    overlays: list[Any] = field(default_factory=list)
+
+
+def write_report(
+    config: TaskConfig, output: Path, fold: int | str | None = None, test: Path | None = None
+) -> Path:
+    """Writes the report of one fold: what went in, how it was trained, what came out.
+
+    Dataset, training curves, distributions of every metric, overlays of the best, median and worst
+    case, and versions and SHA-256 hashes. What a stage has not produced yet is left out, with the
+    reason in its place. No scripts, nothing from elsewhere; cases go by their identifiers.
+
+    Args:
+        config: The task's config.
+        output: The HTML file.
+        fold: The fold; None means the config's.
+        test: The summary of the test cases, its predictions beside it; default: the one that
+            :func:`medseg.evaluation.test_model` left.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UserError: A summary exists but cannot be read.
+    """
+    import jinja2
+
+    from medseg.evaluation.figures import dataset_figure, metric_figure, training_figure
+
+    fold = config.fold if fold is None else fold
+    folder = config.fold_folder(fold)
+    parts = [
+        _part(config, "validation", folder / "validation" / SUMMARY),
+        _part(config, "test", test or folder / "test" / SUMMARY),
+    ]
+    shown = [part for part in parts if part.cases]
+    cases, dataset_source = dataset_facts(config, fold)
+    log, training_source = training_facts(config, fold)
+    figures = [
+        figure
+        for metric, unit in METRICS.items()
+        if (figure := metric_figure(metric, unit, _points(shown, metric)))
+    ]
+    template = files("medseg.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = _number
+    html = environment.from_string(template).render(
+        config=config,
+        fold=fold,
+        written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+        version=__version__,
+        channels=config.modality_list or list(config.channels),
+        structures=structure_names(config),
+        metrics=METRICS,
+        tiles=_tiles(config, cases, parts, log),
+        cases=cases,
+        counts={
+            part: sum(case.part == part for case in cases)
+            for part in ("training", "validation", "test")
+        },
+        ranges=_ranges(cases),
+        warned=[case for case in cases if case.warnings],
+        dataset_source=dataset_source,
+        dataset_figure=dataset_figure(cases) if cases else None,
+        log=log,
+        training_source=training_source,
+        training_figure=training_figure(log, structure_names(config)) if log.get("lrs") else None,
+        plans=plans_facts(config),
+        training_settings=_training_settings(config, log),
+        parts=parts,
+        metric_figures=figures,
+        hashes=file_hashes(config, fold),
+        versions=versions(),
+    )
+    write_text(output, html)
+    progress(f"report of fold {fold}: {len(html) / 1e6:.1f} MB")
+    return output
+
+
+def _part(config: TaskConfig, name: str, path: Path) -> Part:
+    if not path.is_file():
+        if name == "test" and not config.test_cases:
+            return Part(name, {}, "The config names no test_cases.")
+        stage = {"validation": "validate", "test": "test_model"}[name]
+        where = config.root.relative(path) if path.is_relative_to(config.root.path) else path.name
+        return Part(name, {}, f"There is no {where}: the stage {stage} has not run.")
+    summary = read_summary(path)
+    structures = {key: structure for key, (structure, _) in foreground(config.labels).items()}
+    rows = [
+        {"case": _case(entry), "structure": structure}
+        | {metric: entry["metrics"][key].get(metric) for metric in METRICS}
+        for entry in summary["metric_per_case"]
+        for key, structure in structures.items()
+        if key in entry["metrics"]
+    ]
+    if not rows:
+        return Part(name, summary, f"{path.name} holds no case with a label of the config.")
+    means = [
+        {"structure": structure, "count": len(own)}
+        | {metric: _statistics([row[metric] for row in own]) for metric in METRICS}
+        for structure in structures.values()
+        if (own := [row for row in rows if row["structure"] == structure])
+    ]
+    return Part(name, summary, "", means, rows, _overlays(config, name, path.parent, rows))
+
+
+def _case(entry: dict[str, Any]) -> str:
+    return Path(entry["prediction_file"]).name.removesuffix(ENDING)
+
+
+def _statistics(values: Sequence[float | None]) -> dict[str, Any] | None:
+    defined = [value for value in values if value is not None]
+    if not defined:
+        return None
+    return {
+        "mean": float(np.mean(defined)),
+        "deviation": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
+        "median": float(np.median(defined)),
+        "undefined": len(values) - len(defined),
+    }
+
+
+def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
+    """Figures of the best, median and worst case by mean Dice; or sentences why there is none."""
+    from medseg.evaluation.overlays import overlay_figure
+
+    dice: dict[str, list[float]] = {}
+    for row in rows:
+        if row["Dice"] is not None:
+            dice.setdefault(row["case"], []).append(row["Dice"])
+    ranked = sorted(dice, key=lambda case: (float(np.mean(dice[case])), case))
+    chosen: dict[str, str] = {}
+    if ranked:
+        for title, index in (("Best", -1), ("Median", len(ranked) // 2), ("Worst", 0)):
+            case = ranked[index]
+            chosen[case] = f"{chosen[case]}, {title.lower()}" if case in chosen else title
+    channel = (config.modality_list or list(config.channels))[0]
+    found: list[Any] = []
+    for case, title in chosen.items():
+        if name == "test":
+            images, reference = case_files(config, case)
+            image = images[0]
+        else:
+            image = config.raw_folder / "imagesTr" / f"{case}_0000{ENDING}"
+            reference = config.preprocessed_folder / "gt_segmentations" / f"{case}{ENDING}"
+        caption = f"{title}: {case}, Dice {np.mean(dice[case]):.3f}"
+        if len(dice[case]) > 1:
+            caption += " (mean of its structures)"
+        try:
+            found.append(
+                overlay_figure(
+                    image, reference, folder / f"{case}{ENDING}", config.labels,
+                    channel=channel, case=case, caption=caption,
+                )
+            )  # fmt: skip
+        except UserError as error:
+            found.append(f"{caption}: {error}")
+    return found
+
+
+def _points(parts: Sequence[Part], metric: str) -> dict[str, dict[str, list[float]]]:
+    points: dict[str, dict[str, list[float]]] = {}
+    for part in parts:
+        for row in part.cases:
+            values = points.setdefault(part.name, {}).setdefault(row["structure"], [])
+            if row[metric] is not None:
+                values.append(row[metric])
+    return points
+
+
+def _tiles(
+    config: TaskConfig, cases: list[CaseFacts], parts: list[Part], log: dict[str, Any]
+) -> list[tuple[str, str, str]]:
+    """The figures at the top: value, what it is, and a remark."""
+    tiles = []
+    for part in parts:
+        count = len(part.summary.get("metric_per_case", ()))
+        means = part.summary.get("foreground_mean", {})
+        if part.cases:
+            remark = f"{count} {part.name} case{'s' if count != 1 else ''}"
+            tiles.append((_number(means.get("Dice")), f"{part.name} Dice", remark))
+            tiles.append((_number(means.get("HD95"), 1), f"{part.name} HD95 (mm)", remark))
+    if cases:
+        counts = [sum(case.part == name for case in cases) for name in ("training", "validation")]
+        tiles.append(
+            (str(len(cases)), "cases", f"{counts[0]} to train on, {counts[1]} to validate")
+        )
+    if log.get("lrs"):
+        steps = config.iterations_per_epoch
+        tiles.append((str(len(log["lrs"])), "epochs", f"of {steps} steps"))
+    return tiles
+
+
+def _ranges(cases: list[CaseFacts]) -> list[tuple[str, str]]:
+    """Rows of the dataset's table: smallest, median and largest of everything."""
+    if not cases:
+        return []
+
+    def row(values: Any) -> str:
+        values = np.asarray(values, dtype=float)
+        low, middle, high = values.min(), np.median(values), values.max()
+        return f"{middle:.4g} ({low:.4g} to {high:.4g})"
+
+    rows = [
+        ("Spacing in plane (mm)", row([case.spacing[0] for case in cases])),
+        ("Spacing between slices (mm)", row([case.spacing[2] for case in cases])),
+        ("Columns × rows × slices", " × ".join(
+            f"{value:g}" for value in np.median([case.size for case in cases], axis=0)
+        )),
+    ]  # fmt: skip
+    intensities = [case.intensity for case in cases if case.intensity]
+    if intensities:
+        rows.append(("Smallest intensity", row([low for low, _ in intensities])))
+        rows.append(("Largest intensity", row([high for _, high in intensities])))
+    for name in dict.fromkeys(name for case in cases for name in case.volumes_ml):
+        volumes = [case.volumes_ml[name] for case in cases if name in case.volumes_ml]
+        rows.append((f"Volume of {name} (ml)", row(volumes)))
+    return rows
+
+
+def _training_settings(config: TaskConfig, log: dict[str, Any]) -> dict[str, str]:
+    settings = {
+        "Trainer": config.trainer_class_name,
+        "Configuration": f"{config.configuration} of {config.nnunet_plans_name}",
+        "Epochs × steps": f"{config.num_epochs} × {config.iterations_per_epoch}",
+        "Initial learning rate": f"{config.initial_lr:g}",
+        "Seed": str(config.seed),
+    }
+    ended, began = log.get("epoch_end_timestamps"), log.get("epoch_start_timestamps")
+    if ended and began:
+        seconds = [end - start for start, end in zip(began, ended, strict=False)]
+        settings["Time"] = (
+            f"{_duration(sum(seconds))}, {_duration(float(np.median(seconds)))} an epoch"
+        )
+    return settings
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

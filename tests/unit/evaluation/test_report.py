@@ -1,0 +1,202 @@
+"""The report: complete, self-contained, and whole in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medseg.config import TaskConfig
+from medseg.dicom import read_nifti, write_nifti
+from medseg.evaluation import evaluate, write_report
+from tests.unit.evaluation.finished import (
+    finished_project,
+    write_quality_table,
+    write_test_results,
+)
+
+# Runs in the page: what was drawn, and what was asked for.
+PROBE = """
+<script>
+window.addEventListener("load", () => {
+  const result = {
+    images: [...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth, i.alt]),
+    requests: performance.getEntriesByType("resource").map(entry => entry.name.slice(0, 80)),
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  };
+  document.body.innerHTML = "<pre id='probe'></pre>";
+  document.getElementById("probe").textContent = JSON.stringify(result);
+});
+</script>
+"""
+
+
+class Links(HTMLParser):
+    """Everything that a page points to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.targets: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.targets += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "data", "action", "poster")
+        ]
+
+
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    reason = "no Chromium to open the report with (apt-get install chromium)"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def probe(page: Path, folder: Path, width: int) -> dict[str, Any]:
+    """Opens a copy of the page that reports on itself."""
+    text = page.read_text()
+    policy = re.search(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", text)
+    assert policy is not None
+    copy = folder / "probe.html"
+    copy.write_text(text.replace(policy[0], "").replace("</body>", PROBE + "</body>"))
+    done = subprocess.run(
+        [
+            chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={folder / 'profile'}",
+            f"--window-size={width},1000", "--virtual-time-budget=20000", "--dump-dom",
+            copy.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r"<pre id=\"probe\">(.*?)</pre>", done.stdout, re.DOTALL)
+    assert found, done.stdout[:2000] + done.stderr[-2000:]
+    content: dict[str, Any] = json.loads(found[1].replace("&lt;", "<").replace("&amp;", "&"))
+    return content
+
+
+@pytest.fixture
+def complete(finished: TaskConfig) -> TaskConfig:
+    evaluate(finished)
+    write_test_results(finished)
+    write_quality_table(finished)
+    return finished
+
+
+def test_every_figure_is_drawn_and_nothing_is_fetched(complete: TaskConfig, tmp_path: Path) -> None:
+    page = write_report(complete, complete.root.path / "reports" / "r" / "report.html")
+    assert page.stat().st_size < 5_000_000
+    for width in (1200, 500):
+        (tmp_path / str(width)).mkdir()
+        seen = probe(page, tmp_path / str(width), width)
+        # Four metrics, three validation cases, one test case, curves, dataset.
+        assert len(seen["images"]) == 4 + 3 + 1 + 1 + 1
+        for whole, natural, shown, alt in seen["images"]:
+            assert whole and natural > 0 and shown > 0, alt
+            assert len(alt) > 20
+        assert all(name.startswith("data:") for name in seen["requests"])
+        assert seen["overflow"] <= 0
+    links = Links()
+    links.feed(page.read_text())
+    assert "script" not in links.tags and "link" not in links.tags and "iframe" not in links.tags
+    assert all(target.startswith(("#", "data:image/")) for target in links.targets)
+    assert "url(" not in page.read_text() and "@import" not in page.read_text()
+
+
+def test_it_says_what_was_measured(complete: TaskConfig, tmp_path: Path) -> None:
+    text = write_report(complete, tmp_path / "r.html").read_text()
+    summary = json.loads((complete.fold_folder() / "validation" / "summary.json").read_text())
+    assert f"<b>{summary['foreground_mean']['Dice']:.3f}</b>" in text
+    for entry in summary["metric_per_case"]:
+        assert f"{entry['metrics']['1']['HD95']:.2f}" in text
+    ranked = sorted(
+        (entry["metrics"]["1"]["Dice"], Path(entry["prediction_file"]).name[:-7])
+        for entry in summary["metric_per_case"]
+    )
+    for title, (dice, case) in zip(("Worst", "Median", "Best"), ranked, strict=True):
+        assert f"{title}: {case}, Dice {dice:.3f}" in text
+    assert "Best, median, worst: phantom_006" in text  # the only test case
+    assert "ab" * 32 in text  # the dataset's hash
+    assert re.search(r"checkpoint_final\.pth</td><td class=\"hash\">[0-9a-f]{64}<", text)
+    assert "nnunetv2 2.6.4" in text
+    assert "24 × 32 × 40" in text
+    # What comes from data cannot become markup.
+    assert "slices &lt;b&gt;overlap&lt;/b&gt; &amp; differ" in text
+    assert "<b>overlap" not in text
+
+
+def test_missing_parts_say_why(finished: TaskConfig, tmp_path: Path) -> None:
+    shutil.rmtree(finished.fold_folder())
+    shutil.rmtree(finished.raw_folder)
+    (finished.results_folder / "plans.json").unlink()
+    text = write_report(finished, tmp_path / "r.html").read_text()
+    for sentence in (
+        "No validation results.</strong> There is no nnUNet/nnUNet_trained_models",
+        "the stage validate has not run",
+        "the stage test_model has not run",
+        "No training curves.</strong> Fold 0 has no checkpoint",
+        "No dataset.</strong> There is neither a quality table",
+        "No plans.",
+        "prepare_dataset has not run",
+        "not there",
+    ):
+        assert sentence in text, sentence
+
+
+def test_damaged_parts_do_not_stop_it(finished: TaskConfig, tmp_path: Path) -> None:
+    (finished.fold_folder() / "checkpoint_final.pth").write_bytes(b"PK\3\4 half")
+    image = finished.raw_folder / "imagesTr" / "phantom_001_0000.nii.gz"
+    image.write_bytes(image.read_bytes()[:100])
+    text = write_report(finished, tmp_path / "r.html").read_text()
+    assert "checkpoint_final.pth cannot be read" in text
+    assert re.search(r"Best: phantom_001[^<]*cannot be read as NIfTI", text)
+    assert "Worst: phantom_" in text  # the others are there
+
+
+def test_real_cases_with_two_structures(shared_data: Path, tmp_path: Path, root: Any) -> None:
+    source = tmp_path / "Task04"
+    for part in ("imagesTr", "labelsTr"):
+        (source / part).mkdir(parents=True)
+        for path in sorted((shared_data / "Task04_Hippocampus" / part).glob("*.nii.gz"))[:7]:
+            shutil.copyfile(path, source / part / path.name)
+    shutil.copyfile(shared_data / "Task04_Hippocampus" / "dataset.json", source / "dataset.json")
+    config = finished_project(root, source, "Task04_Hippocampus")
+    evaluate(config)
+    text = write_report(config, tmp_path / "r.html").read_text()
+    assert "Anterior, Posterior on MRI" in text
+    assert "(mean of its structures)" in text
+    assert "HU" not in re.sub(r"data:image/[^\"]+", "", text)
+
+
+def test_sides_are_right(tmp_path: Path, finished: TaskConfig) -> None:
+    """The spleen, which lies left and posterior, is at the right and low in the axial slice."""
+    from medseg.evaluation.overlays import _lps_spacing, _to_lps
+
+    label = read_nifti(finished.raw_folder / "labelsTr" / "phantom_001.nii.gz")
+    turned = _to_lps(label.array, label.affine)
+    centre = np.argwhere(turned).mean(axis=0) / turned.shape
+    assert centre[0] > 0.55 and centre[1] > 0.5
+    # The same anatomy, stored in another order of axes.
+    write_nifti(
+        label.array.transpose(2, 0, 1)[::-1],
+        label.affine
+        @ np.array([[0, 1, 0, 0], [0, 0, 1, 0], [-1, 0, 0, label.shape[2] - 1], [0, 0, 0, 1]]),
+        tmp_path / "x.nii.gz",
+    )
+    other = read_nifti(tmp_path / "x.nii.gz")
+    assert np.array_equal(_to_lps(other.array, other.affine), turned)
+    assert _lps_spacing(other.affine) == pytest.approx(_lps_spacing(label.affine))
