@@ -29,6 +29,7 @@ def collect_dataset(
 
     with stage("collect_dataset", target=output_folder or config_file_path) as root:
         config = load_config(config_file_path, root) if config_file_path else None
-        summary = collect(root, output_folder, config=config)
+        folder = output_folder or (config.data_dir if config else "")
+        summary = collect(root, folder, config=config)
         Path(quality.path).write_text(summary.pop("html"), encoding="utf-8")
-        dataset.metadata.update(summary)
+        dataset.metadata.update(summary["dataset"])

@@ -27,11 +27,12 @@ def convert_studies(
         deidentify: Name the cases by pseudonyms in place of patient identifiers.
     """
     from medseg.config import load_config
-    from medseg.dicom import convert_studies as convert_shard
+    from medseg.dicom import convert_shard
     from medseg.project import stage
 
     with stage("convert_studies", target=f"{output_folder or config_file_path}-{shard}") as root:
         config = load_config(config_file_path, root) if config_file_path else None
+        folder = output_folder or (config.data_dir if config else "")
         nifti.metadata.update(
-            convert_shard(root, studies, shard, output_folder, config=config, deidentify=deidentify)
+            convert_shard(root, studies, shard, folder, config=config, deidentify=deidentify)
         )

@@ -22,6 +22,10 @@ def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
 
     with stage("train", target=f"{config_file_path}-{fold}") as root:
         config = load_config(config_file_path, root, fold=fold)
-        for name, value in train_fold(config)["metrics"].items():
-            metrics.log_metric(name, value)
+        last = train_fold(config)
+        measures = {key: last[key] for key in ("train_loss", "val_loss", "mean_Dice", "ema_Dice")}
+        measures |= {f"Dice_{label}": value for label, value in last["Dice"].items()}
+        for name, value in measures.items():
+            if value is not None:
+                metrics.log_metric(name, value)
         export_checkpoint(config)

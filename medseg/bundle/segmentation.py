@@ -79,7 +79,7 @@ def segment(
     cases = find_cases(Path(input))
     targets = _targets(cases, output, output_format)
     packaged = load_packaged(model)
-    predictor = _predictor(packaged, test_time_augmentation, device, precision)
+    predictor = build_predictor(packaged, test_time_augmentation, device, precision)
 
     if len(cases) == 1 and targets[0] == output:
         _segment_case(cases[0], targets[0], packaged, predictor, 1, 1)
@@ -181,9 +181,13 @@ def _targets(cases: list[Case], output: Path, wanted: str) -> list[Path]:
     return targets
 
 
-def _predictor(
-    packaged: PackagedModel, test_time_augmentation: bool, device: str, precision: str
+def build_predictor(
+    packaged: PackagedModel,
+    test_time_augmentation: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
 ) -> CasePredictor:
+    """A predictor for a packaged model; arguments and errors as those of :func:`segment`."""
     import torch
 
     from medseg.nnunet.devices import choose_bfloat16
@@ -221,15 +225,17 @@ def _segment_case(
     number: int,
     total: int,
 ) -> None:
-    from medseg.dicom import write_nifti, write_segmentation
-
     started = time.monotonic()
     image, reference = _read(case, predictor.channels)
     mask = predictor.segment(image, reference.spacing[::-1]).transpose(2, 1, 0)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".dcm":
-        write_segmentation(mask, reference, target, _segment_names(packaged))
+        from medseg.dicom import write_segmentation  # highdicom takes a second to import
+
+        write_segmentation(mask, reference, target, segment_names(packaged))
     else:
+        from medseg.dicom import write_nifti
+
         write_nifti(mask, reference.affine, target)
     seconds = time.monotonic() - started
     progress(f"{case.name} segmented in {seconds:.1f} s", number, total)
@@ -261,8 +267,12 @@ def _read(case: Case, channels: int) -> tuple[np.ndarray[Any, Any], Volume]:
     return image, first
 
 
-def _segment_names(packaged: PackagedModel) -> dict[str, int]:
-    """Segment names to label values: those of the metadata, which users edit."""
+def segment_names(packaged: PackagedModel) -> dict[str, int]:
+    """Segment names to label values: those of the metadata, which users edit.
+
+    Raises:
+        UserError: The metadata names no labels.
+    """
     try:
         definition = packaged.metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
         return {str(name): int(value) for value, name in definition.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from medseg import __version__
+from medseg.cli import cluster, deploy
 from medseg.project.errors import UserError
 
 
@@ -61,7 +62,16 @@ def pipelines(name: str | None) -> None:
 @click.option(
     "-p", "--param", "given", multiple=True, metavar="KEY=VALUE", help="One argument; repeatable."
 )
-def run(name: str, data_root: Path, file: Path | None, given: tuple[str, ...]) -> None:
+@click.option(
+    "--runner",
+    type=click.Choice(["subprocess", "docker"]),
+    default="subprocess",
+    show_default=True,
+    help="Run the stages with this Python, or in their images.",
+)
+def run(
+    name: str, data_root: Path, file: Path | None, given: tuple[str, ...], runner: str
+) -> None:
     """Run the compiled pipeline NAME on this machine."""
     from medseg.cli.progress import show_run
     from medseg.kubeflow.compiled import read_pipeline
@@ -69,7 +79,9 @@ def run(name: str, data_root: Path, file: Path | None, given: tuple[str, ...]) -
     from medseg.project import DataRoot
 
     pipeline = read_pipeline(name)
-    finished = show_run(pipeline, DataRoot.at(data_root), read_arguments(file, given))
+    finished = show_run(
+        pipeline, DataRoot.at(data_root), read_arguments(file, given), runner=runner
+    )
     raise SystemExit(0 if finished.succeeded else 1)
 
 
@@ -165,3 +177,7 @@ def compile_(settings: Path | None, output: Path, catalogue: Path | None) -> Non
 
         write_catalogue(catalogue, output)
         click.echo(catalogue)
+
+
+for _command in (*cluster.COMMANDS, *deploy.COMMANDS):
+    main.add_command(_command)

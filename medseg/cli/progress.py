@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -15,7 +16,13 @@ from medseg.kubeflow.local import LocalRun, run_local
 from medseg.project import DataRoot
 
 
-def show_run(pipeline: CompiledPipeline, root: DataRoot, arguments: dict[str, Any]) -> LocalRun:
+def show_run(
+    pipeline: CompiledPipeline,
+    root: DataRoot,
+    arguments: dict[str, Any],
+    *,
+    runner: str = "subprocess",
+) -> LocalRun:
     """Runs a pipeline, shows each stage's progress, then a summary.
 
     On a terminal a live display; elsewhere (a log, CI) a line for every step.
@@ -24,14 +31,16 @@ def show_run(pipeline: CompiledPipeline, root: DataRoot, arguments: dict[str, An
         pipeline: The compiled pipeline.
         root: The data root.
         arguments: Values by parameter name.
+        runner: As in :func:`medseg.kubeflow.local.run_local`.
     """
-    console = Console(highlight=False)
+    # bound to this stdout: during the run, kfp.local's own output goes to the log
+    console = Console(file=sys.stdout, highlight=False)
     console.print(f"[bold]{pipeline.name}[/] on {root.path}", soft_wrap=True)
     if console.is_terminal:
         with _Live(console) as live:
-            run = run_local(pipeline, root, arguments, live.handle)
+            run = run_local(pipeline, root, arguments, live.handle, runner=runner)
     else:
-        run = run_local(pipeline, root, arguments, _Lines(console).handle)
+        run = run_local(pipeline, root, arguments, _Lines(console).handle, runner=runner)
     _summary(console, run)
     return run
 
@@ -58,6 +67,7 @@ class _Lines:
         elif kind == "result":
             return
         self.console.print(f"  {stage}: {escape(message)}", soft_wrap=True)
+        self.console.file.flush()
 
 
 class _Live:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from medseg.dicom.images import read_image
     from medseg.dicom.nifti import read_nifti, write_nifti
     from medseg.dicom.segmentation import write_segmentation
+    from medseg.dicom.shards import convert_shard, deal_studies
     from medseg.dicom.to_dicom import nifti_to_dicom
     from medseg.dicom.to_nifti import convert_studies, list_studies
     from medseg.dicom.volume import Volume
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 _HOME = {
     "Volume": "volume",
     "collect_dataset": "dataset",
+    "convert_shard": "shards",
     "convert_studies": "to_nifti",
+    "deal_studies": "shards",
     "list_studies": "to_nifti",
     "nifti_to_dicom": "to_dicom",
     "read_image": "images",
@@ -54,7 +57,9 @@ _HOME = {
 __all__ = [
     "Volume",
     "collect_dataset",
+    "convert_shard",
     "convert_studies",
+    "deal_studies",
     "list_studies",
     "nifti_to_dicom",
     "read_image",

@@ -39,7 +39,7 @@ def case_names(
         StudyInstanceUID to case.
     """
     key = hashlib.sha256(root.relative(output_folder).encode()).hexdigest()[:16]
-    path = _private_folder(root) / f"cases-{key}.json"
+    path = private_folder(root) / f"cases-{key}.json"
     studies = sorted(studies, key=lambda study: (study.moment, study.uid))
     with path.with_suffix(".lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)  # shards may come at once; each takes milliseconds
@@ -77,7 +77,7 @@ def pseudonym(root: DataRoot, name: str) -> str:
         root: The data root.
         name: A PatientID or case.
     """
-    path = _private_folder(root) / "pseudonym.key"
+    path = private_folder(root) / "pseudonym.key"
     if not path.exists():
         fresh = path.with_name(f"{uuid4().hex}.key")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -108,7 +108,7 @@ def _name(entry: dict[str, str | int]) -> str:
     return f"{entry['patient']}" + (f"_{entry['ordinal']}" if entry["ordinal"] != 1 else "")
 
 
-def _private_folder(root: DataRoot) -> Path:
+def private_folder(root: DataRoot) -> Path:
     folder = root.path / ".medseg" / "dicom"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

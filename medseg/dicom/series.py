@@ -80,8 +80,15 @@ def _single_frames(instances: Sequence[Dataset], name: str) -> Volume:
     affine[:3, 1] = column * spacings[0, 0]
     affine[:3, 2] = step
     affine[:3, 3] = positions[0]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        slices = list(pool.map(_values, instances))
+    try:
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            slices = list(pool.map(_values, instances))
+    except (RuntimeError, ValueError, NotImplementedError):
+        syntax = instances[0].file_meta.TransferSyntaxUID.name
+        raise UserError(
+            f"{name}: the pixel data cannot be decoded ({syntax}): the file is damaged, or pydicom "
+            "lacks a decoder for it here (python-gdcm brings most of them)."
+        ) from None
     array = _compact(np.stack(slices))
     return Volume(array.transpose(2, 1, 0), LPS_TO_RAS @ affine, name, tuple(instances))
 

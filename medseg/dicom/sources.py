@@ -176,6 +176,10 @@ class FolderSource:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             return list(pool.map(pydicom.dcmread, paths))
 
+    def paths(self, study_uid: str) -> list[Path]:
+        """The files of one study."""
+        return [path for files in self._files[study_uid].values() for path, _ in files]
+
     def _scan(self) -> None:
         known = self._read_index()
         base = self._folder if self._folder.is_dir() else self._folder.parent

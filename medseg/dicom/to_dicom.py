@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    PYDICOM_IMPLEMENTATION_UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from medseg import __version__
@@ -47,6 +53,7 @@ class _Dataset:
     name: str
     cases: list[_Case]
     channels: list[str]
+    modalities: list[str]
     labels: dict[str, int]
 
 
@@ -137,10 +144,12 @@ def _read_dataset(folder: Path, config: TaskConfig | None) -> _Dataset:
             f"{folder} holds no NIfTI case: give a folder with imagesTr (Decathlon layout), or "
             "with one folder per case that holds <case>_image.nii.gz."
         )
-    channels = list(config.channels) if config else _named(content, "modality", "channel_names")
+    described = _named(content, "modality", "channel_names")
+    channels = (list(config.channels) if config else described) or ["image"]
+    modalities = (config.modality_list if config else None) or described or channels
     labels = _labels(content, config)
     name = str(content.get("name") or folder.name)
-    return _Dataset(name, cases, channels or ["image"], labels)
+    return _Dataset(name, cases, channels, modalities, labels)
 
 
 def _decathlon_cases(folder: Path) -> list[_Case]:
@@ -187,7 +196,7 @@ def _labels(content: dict[str, Any], config: TaskConfig | None) -> dict[str, int
 
 
 def _modality(given: str, dataset: _Dataset, folder: Path) -> str:
-    names = [given] if given else dataset.channels
+    names = [given] if given else dataset.modalities
     kinds = {"MR" if _MR_CHANNEL.fullmatch(name) else name.upper() for name in names}
     if len(kinds) == 1 and (kind := kinds.pop()) in _SOP_CLASSES:
         return kind
@@ -315,10 +324,22 @@ def _image_series(
         instance.ImagePositionPatient = [_decimal(value) for value in position[:3]]
         instance.PixelData = stored[:, :, k].T.tobytes()
         instance["PixelData"].VR = "OW"
-        instance.file_meta = FileMetaDataset()
-        instance.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        instance.file_meta = _file_meta(instance)
+        instance.preamble = bytes(128)
         instances.append(instance)
     return instances
+
+
+def _file_meta(instance: Dataset) -> FileMetaDataset:
+    """Complete, for dicomweb-client sends an instance as it finds it."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationGroupLength = 0  # pydicom fills it in where it writes
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = instance.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = instance.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
+    return meta
 
 
 def _stored_values(volume: Volume) -> tuple[NDArray[Any], float, float]:

@@ -21,6 +21,7 @@ from medseg.dicom.series import volume_from_instances
 from medseg.dicom.sources import IMAGE_MODALITIES, Series, Source, describe, open_source
 from medseg.dicom.volume import Volume, check_same_grid
 from medseg.project import DataRoot, Failures, Manifest, UserError, fingerprint, progress
+from medseg.project.files import PARTIAL
 
 MANIFEST = "dicom_to_nifti"
 """Name of a case's manifest; its result is the case's row of the quality table."""
@@ -145,6 +146,8 @@ def _convert(
     if manifest.is_done(inputs):
         return False
 
+    for stale in folder.glob(f"{PARTIAL}*"):  # of a run that was killed
+        stale.unlink()
     segmentations = [dataset for item in drawn for dataset in source.fetch(item)]
     channels = _choose(images, segmentations, config)
     volumes = {

@@ -43,6 +43,7 @@ STYLE = {
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "text.color": INK,
+    "text.parse_math": False,  # names may hold a $
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
@@ -184,6 +185,17 @@ def metric_figure(metric: str, unit: str, points: Points) -> Figure | None:
     return Figure(uri, f"{metric} of every case. {'; '.join(sentences)}.")
 
 
+@contextmanager
+def report_style() -> Iterator[None]:
+    """Matplotlib in the report's style, whatever others have set: nnU-Net leaves seaborn's."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
 def png_uri(canvas: Canvas) -> str:
     """A matplotlib figure as a PNG in a data URI."""
     buffer = io.BytesIO()
@@ -197,10 +209,9 @@ def png_uri(canvas: Canvas) -> str:
 @contextmanager
 def _canvas(width: float, height: float) -> Iterator[tuple[Canvas, Any]]:
     """A figure of that many inches, and what turns it into a URI; in the report's style."""
-    import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context(STYLE):
+    with report_style():
         canvas = Canvas(figsize=(width, height))
 
         def finish() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.evaluation.figures import INK, Figure, png_uri
+from medseg.evaluation.figures import INK, Figure, png_uri, report_style
 from medseg.evaluation.metrics import Label, bounding_box, foreground
 
 REFERENCE, PREDICTION = "#56B4E9", "#E69F00"  # Okabe and Ito's sky blue and orange
@@ -50,9 +50,6 @@ def overlay_figure(
         case: Identifier, for the alternative text.
         caption: What stands below the figure.
     """
-    from matplotlib.figure import Figure as Canvas
-    from matplotlib.lines import Line2D
-
     from medseg.dicom import read_nifti
 
     volumes = [read_nifti(path) for path in (image, reference, prediction)]
@@ -62,13 +59,36 @@ def overlay_figure(
         low, high = CT_WINDOW
     else:
         low, high = (float(value) for value in np.percentile(grey, (1, 99)))
-    structures = [values for _, values in foreground(labels).values()]
-    names = list(dict.fromkeys(name for name, _ in foreground(labels).values()))
-    anything = np.isin(truth, np.unique(np.concatenate(structures)))
-    if not anything.any():
-        anything = np.isin(found, np.unique(np.concatenate(structures)))
-    centre, box = _where(anything | (found > 0), anything, spacing)
+    values = sorted({value for _, own in foreground(labels).values() for value in own})
+    true, predicted = (np.isin(each, values) for each in (truth, found))
+    centre, box = _where(true | predicted, true, spacing)
 
+    with report_style():
+        uri = _draw(grey, truth, found, spacing, (low, high), labels, centre, box)
+    alt = (
+        f"Case {case}: {', '.join(title for title, _, _ in VIEWS)} slice with the outline of the "
+        "reference (solid, blue) and of the prediction (dashed, orange)."
+    )
+    return Figure(uri, alt, caption)
+
+
+def _draw(
+    grey: NDArray[Any],
+    truth: NDArray[Any],
+    found: NDArray[Any],
+    spacing: list[float],
+    window: tuple[float, float],
+    labels: Mapping[str, Label],
+    centre: list[int],
+    box: tuple[slice, ...],
+) -> str:
+    """The three views side by side, as a data URI; arrays and spacing in LPS order."""
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
+
+    low, high = window
+    structures = list(foreground(labels).values())
     extents = [(box[axis].stop - box[axis].start) * spacing[axis] for axis in range(3)]
     widths = [extents[1] if fixed == 0 else extents[0] for _, fixed, _ in VIEWS]
     heights = [extents[1] if fixed == 2 else extents[2] for _, fixed, _ in VIEWS]
@@ -77,6 +97,11 @@ def overlay_figure(
     height = min(3.4, 9.6 / sum(ratios))
     canvas = Canvas(figsize=(height * sum(ratios) + 0.1, height), dpi=120, facecolor="black")
     panels = canvas.subplots(1, 3, gridspec_kw={"width_ratios": ratios})
+    written = {
+        "color": "white",
+        "path_effects": [withStroke(linewidth=2, foreground=INK)],
+        "parse_math": False,  # names may hold a $
+    }
     canvas.subplots_adjust(0.004, 0.01, 0.996, 0.99, wspace=0.02)
     for axes, (_, fixed, letters) in zip(panels, VIEWS, strict=True):
         cut: list[Any] = list(box)
@@ -88,18 +113,16 @@ def overlay_figure(
             interpolation="nearest",
         )  # fmt: skip
         for labelled, colour, line in ((truth, REFERENCE, "-"), (found, PREDICTION, "--")):
-            for values in structures:
+            for _, values in structures:
                 mask = np.isin(labelled[tuple(cut)], values).T
                 if mask.any():
                     _outline(axes, mask, colour, line)
-        if len(names) > 1:
-            for name, values in foreground(labels).values():
+        if len(structures) > 1:
+            for name, values in structures:
                 mask = np.isin(truth[tuple(cut)], values).T
                 if mask.any():
                     row, column = np.argwhere(mask).mean(axis=0)
-                    axes.text(
-                        column, row, name, color="white", fontsize=7, ha="center", va="center"
-                    )
+                    axes.text(column, row, name, fontsize=7, ha="center", va="center", **written)
         # Outlines must not widen the view.
         width, depth = grey[tuple(cut)].shape
         axes.set_xlim(-0.5, width - 0.5)
@@ -110,9 +133,9 @@ def overlay_figure(
             (left, 0.02, 0.5), (right, 0.98, 0.5), (bottom, 0.5, 0.02), (top, 0.5, 0.98),
         ):  # fmt: skip
             axes.text(
-                x, y, letter, transform=axes.transAxes, color="white", fontsize=8, weight="bold",
+                x, y, letter, transform=axes.transAxes, fontsize=8, weight="bold",
                 ha={0.02: "left", 0.98: "right"}.get(x, "center"),
-                va={0.02: "bottom", 0.98: "top"}.get(y, "center"),
+                va={0.02: "bottom", 0.98: "top"}.get(y, "center"), **written,
             )  # fmt: skip
     panels[0].legend(
         handles=[
@@ -122,11 +145,7 @@ def overlay_figure(
         loc="lower left", fontsize=7.5, labelcolor="white", facecolor=INK, edgecolor="none",
         framealpha=0.6,
     )  # fmt: skip
-    alt = (
-        f"Case {case}: {', '.join(title for title, _, _ in VIEWS)} slice with the outline of the "
-        "reference (solid, blue) and of the prediction (dashed, orange)."
-    )
-    return Figure(png_uri(canvas), alt, caption)
+    return png_uri(canvas)
 
 
 def _to_lps(array: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:

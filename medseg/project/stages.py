@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,7 +26,11 @@ EVENTS_VARIABLE = "MEDSEG_EVENTS"
 RUN_VARIABLE = "MEDSEG_RUN_PID"
 """The process of ``medseg run``: when it is gone, its stages end too."""
 
+RUN_ID_VARIABLE = "MEDSEG_RUN_ID"
+"""The run's identifier on a cluster: each stage then writes its events to the run's folder."""
+
 _current = "medseg"
+_target = ""
 
 
 @contextmanager
@@ -47,8 +52,8 @@ def stage(name: str, *, target: str = "") -> Iterator[DataRoot]:
         SystemExit: With status 1, after a :class:`UserError` or an error of the volume;
             with status 143 after SIGTERM.
     """
-    global _current
-    _current = name
+    global _current, _target
+    _current, _target = name, target
     started = time.monotonic()
     previous = signal.signal(signal.SIGTERM, _terminate)
     _end_with_run()
@@ -66,11 +71,11 @@ def stage(name: str, *, target: str = "") -> Iterator[DataRoot]:
                     raise
                 raise explained from error
     except UserError as error:
-        _announce("error", str(error))
+        _announce("error", str(error), error=type(error).__name__)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except BaseException as error:
-        _announce("error", f"{type(error).__name__}: {error}")
+        _announce("error", f"{type(error).__name__}: {error}", error=type(error).__name__)
         raise
     else:
         _announce("end", f"{time.monotonic() - started:.1f} s")
@@ -144,6 +149,15 @@ def _terminate(signum: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
+def _in_forked_child() -> None:
+    """A forked worker dies of SIGTERM at once; the stage's clean end is not its business."""
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
+
+
 def _end_with_run() -> None:
     run = os.environ.get(RUN_VARIABLE)
     if not run:
@@ -157,12 +171,41 @@ def _end_with_run() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def run_folder(root: DataRoot) -> Path | None:
+    """The folder of the run that this stage belongs to, where it is known."""
+    if os.environ.get(EVENTS_VARIABLE):
+        return Path(os.environ[EVENTS_VARIABLE]).parent
+    run = re.sub(r"[^\w-]+", "_", os.environ.get(RUN_ID_VARIABLE, ""))
+    return root.path / "runs" / run if run else None
+
+
+def _events_file() -> Path | None:
+    if os.environ.get(EVENTS_VARIABLE):
+        return Path(os.environ[EVENTS_VARIABLE])
+    try:
+        folder = run_folder(DataRoot.from_environment())
+        if folder is None:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+    except (UserError, OSError):  # the stage itself will say so
+        return None
+    # a file for each pod: appending from several nodes is not safe on a network volume
+    return folder / f"events-{socket.gethostname()}.jsonl"
+
+
 def _announce(event: str, message: str, **values: Any) -> None:
-    path = os.environ.get(EVENTS_VARIABLE)
-    if not path:
+    path = _events_file()
+    if path is None:
         return
     line = json.dumps(
-        {"time": time.time(), "stage": _current, "event": event, "message": message, **values}
+        {
+            "time": time.time(),
+            "stage": _current,
+            "target": _target,
+            "event": event,
+            "message": message,
+            **values,
+        }
     )
-    with Path(path).open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")

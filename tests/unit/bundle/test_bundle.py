@@ -28,11 +28,11 @@ MINE = {"bundle_root": "bundle", "metadata_file": "mine.json"}
 Configure = Callable[..., TaskConfig]
 
 READER = """
-import json, sys, torch
-from monai.bundle import ConfigParser
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImage
+if __name__ == "__main__":  # nnU-Net's worker processes import this file
+    import json, sys, torch
+    from monai.bundle import ConfigParser
+    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImage
 
-if __name__ == "__main__":
     model, image, output = sys.argv[1:]
     extra = {"inference.json": "", "metadata.json": ""}
     network = torch.jit.load(model, _extra_files=extra)

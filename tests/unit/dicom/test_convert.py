@@ -6,7 +6,9 @@ import json
 import logging
 import shutil
 import stat
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +321,14 @@ def test_only_changed_headers_are_read_again(
     assert read[22:] == ["000003.dcm"]
 
 
+def test_what_a_kill_left_is_removed(one_series: Path, root: DataRoot) -> None:
+    left = root.path / "NIFTI" / CASE / ".partial-0123abcd-PGBM-002_image.nii.gz"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    convert(root)
+    assert not left.exists()
+
+
 def test_files_that_are_no_dicom_do_not_matter(one_series: Path, root: DataRoot) -> None:
     (one_series / "notes.txt").write_text("hello")
     (one_series / "DICOMDIR").write_bytes(b"\0" * 200)
@@ -344,6 +354,27 @@ def test_sources_that_cannot_be(root: DataRoot) -> None:
         assert "secret" not in str(caught.value)
     with pytest.raises(UserError, match="holds no converted case"):
         collect_dataset(root, "NIFTI")
+
+
+def test_a_server_that_is_busy_for_a_moment(root: DataRoot) -> None:
+    answers = [503, 429, 204]
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answers.pop(0))
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(UserError, match="holds no studies"):
+                list_studies(root, f"http://127.0.0.1:{server.server_port}", "NIFTI")
+        finally:
+            server.shutdown()
+    assert answers == []
 
 
 def test_nothing_tells_who_the_patient_is(

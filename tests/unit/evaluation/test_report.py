@@ -167,6 +167,14 @@ def test_damaged_parts_do_not_stop_it(finished: TaskConfig, tmp_path: Path) -> N
     assert "Worst: phantom_" in text  # the others are there
 
 
+def test_names_cannot_become_markup(complete: TaskConfig, tmp_path: Path) -> None:
+    labels = {"background": 0, "<script>alert(1)</script> $\\frac$": 1, "'\"><img src=x>": 2}
+    hostile = complete.model_copy(update={"labels": labels})
+    page = write_report(hostile, tmp_path / "r.html")
+    assert "<script" not in page.read_text() and "src=x>" not in page.read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; $\\frac$" in page.read_text()
+
+
 def test_real_cases_with_two_structures(shared_data: Path, tmp_path: Path, root: Any) -> None:
     source = tmp_path / "Task04"
     for part in ("imagesTr", "labelsTr"):
@@ -180,6 +188,18 @@ def test_real_cases_with_two_structures(shared_data: Path, tmp_path: Path, root:
     assert "Anterior, Posterior on MRI" in text
     assert "(mean of its structures)" in text
     assert "HU" not in re.sub(r"data:image/[^\"]+", "", text)
+
+
+def test_other_peoples_style_does_not_leak_in() -> None:
+    import matplotlib
+
+    from medseg.evaluation.figures import metric_figure
+
+    points = {"validation": {"spleen": [0.8, 0.9]}}
+    clean = metric_figure("Dice", "", points)
+    with matplotlib.rc_context({"font.size": 40, "axes.facecolor": "red"}):  # as nnU-Net leaves it
+        assert metric_figure("Dice", "", points) == clean
+        assert matplotlib.rcParams["font.size"] == 40
 
 
 def test_sides_are_right(tmp_path: Path, finished: TaskConfig) -> None:

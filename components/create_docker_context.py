@@ -1,0 +1,42 @@
+"""Component ``create_docker_context``."""
+
+from kfp import dsl
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def create_docker_context(
+    context: str,
+    model_file: str,
+    segmentation_task_file: str,
+    base_dicom: str,
+    base_nifti: str,
+    task_name: str = "",
+):
+    """Writes the build contexts of the two inference images of a model, for DICOM and for NIfTI.
+
+    The model must load, and the task's segments must be its labels. `docker build` makes the same
+    images of the contexts.
+
+    Args:
+        context: Folder for the contexts; they become its sub-folders dicom and nifti.
+        model_file: The packaged model (model.ts).
+        segmentation_task_file: The segmentation task file.
+        base_dicom: Base image of the DICOM variant.
+        base_nifti: Base image of the NIfTI variant.
+        task_name: Task in the file; may be empty where it holds one.
+    """
+    from medseg.deploy import create_docker_context as create
+    from medseg.project import stage
+
+    with stage("create_docker_context", target=context) as root:
+        create(
+            root,
+            context,
+            model_file,
+            segmentation_task_file,
+            base_dicom=base_dicom,
+            base_nifti=base_nifti,
+            task_name=task_name,
+        )

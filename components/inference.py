@@ -1,0 +1,19 @@
+"""Component ``inference``."""
+
+from kfp import dsl
+
+
+@dsl.container_component
+def inference(image: str, input_folder_path: str, output_folder_path: str):
+    """Runs an inference image on a folder of the volume.
+
+    Args:
+        image: An image of docker_build.
+        input_folder_path: One case, or one folder a case: DICOM studies or NIfTI files.
+        output_folder_path: Folder for the results.
+    """
+    return dsl.ContainerSpec(
+        image=str(image),
+        command=["python3", "/opt/holoscan/app", "stage"],
+        args=[input_folder_path, output_folder_path],
+    )

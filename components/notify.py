@@ -1,0 +1,26 @@
+"""Component ``notify``."""
+
+from kfp import dsl
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def notify(pipeline: str, run: str, last_stage: str):
+    """Tells a webhook that the run failed; the exit handler of long and recurring pipelines.
+
+    Without a webhook (the notify Secret) it does nothing.
+
+    Args:
+        pipeline: The pipeline's name.
+        run: The run's name.
+        last_stage: The stage that ends a run that succeeds.
+    """
+    import os
+
+    if os.environ.get("MEDSEG_WEBHOOK_URL"):
+        from medseg.kubeflow.notify import report_failure
+        from medseg.project import stage
+
+        with stage("notify", target=run) as root:
+            report_failure(root, pipeline, run, last_stage)

@@ -1,0 +1,90 @@
+"""``segment`` against ``nnUNetv2_predict`` on one case: wall time, and Dice between the results.
+
+Both start in a fresh process each time, by turns, so that load on the machine meets both alike.
+The two must be the same fold: the packaged file, and nnU-Net's own model folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+OURS = """
+import sys
+from medseg.bundle import segment
+segment(*sys.argv[1:4], test_time_augmentation=sys.argv[4] == "True", device=sys.argv[5])
+"""
+
+
+def seconds(command: list[str]) -> float:
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return time.perf_counter() - started
+
+
+def environment() -> dict[str, str]:
+    folders = {"nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"} - set(os.environ)
+    return {**os.environ, **{name: tempfile.gettempdir() for name in folders}}
+
+
+def dice(first: Path, second: Path) -> dict[int, float]:
+    one, two = (np.asarray(nibabel.load(path).dataobj).astype(int) for path in (first, second))
+    values = sorted((set(np.unique(one)) | set(np.unique(two))) - {0})
+    return {
+        int(value): 2.0
+        * float(((one == value) & (two == value)).sum())
+        / float((one == value).sum() + (two == value).sum())
+        for value in values
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("image", type=Path, help="a NIfTI file of one channel")
+    parser.add_argument("--model", type=Path, required=True, help="model.ts")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        required=True,
+        help="nnU-Net's folder of the trained model: holds plans.json and fold_F",
+    )
+    parser.add_argument("--fold", default="0")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-tta", action="store_true", help="no test-time augmentation")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        images, theirs, ours = (Path(folder, name) for name in ("in", "theirs", "case.nii.gz"))
+        images.mkdir()
+        image = images / "case_0000.nii.gz"
+        shutil.copy(options.image, image)
+        our_command = [sys.executable, "-c", OURS, str(options.model), str(image), str(ours)]
+        our_command += [str(not options.no_tta), options.device]
+        predict = Path(sys.executable).with_name("nnUNetv2_predict_from_modelfolder")
+        their_command = [str(predict), "-i", str(images), "-o", str(theirs)]
+        their_command += ["-m", str(options.results), "-f", options.fold]
+        their_command += ["-device", options.device, "--disable_progress_bar"]
+        their_command += ["--disable_tta"] * options.no_tta
+        times = [(seconds(our_command), seconds(their_command)) for _ in range(options.repeats)]
+        agreement = dice(ours, theirs / "case.nii.gz")
+    for our_time, their_time in times:
+        print(f"segment {our_time:.2f} s, nnUNetv2_predict {their_time:.2f} s")
+    ratio = statistics.median(our_time / their_time for our_time, their_time in times)
+    print(f"ratio (median of {options.repeats}): {ratio:.2f}")
+    print("Dice between the two:", ", ".join(f"{k}: {v:.5f}" for k, v in agreement.items()))
+
+
+if __name__ == "__main__":
+    main()
