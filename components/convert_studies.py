@@ -18,7 +18,7 @@ def convert_studies(
     """Converts the studies of one shard: image series and DICOM SEG to NIfTI image and label.
 
     Args:
-        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///folder on the data root.
+        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///mnt/Data/folder.
         shard: Number of the shard (see list_studies).
         nifti: What was converted: cases, failures.
         output_folder: Folder of the NIfTI dataset; default: the config's data_dir.

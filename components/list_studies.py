@@ -12,7 +12,7 @@ def list_studies(
     """Lists the studies of a source and deals them out to shards that convert at the same time.
 
     Args:
-        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///folder on the data root.
+        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///mnt/Data/folder.
         output_folder: Folder of the NIfTI dataset; default: the config's data_dir.
         config_file_path: The task's config (optional where output_folder is given).
         shards: Into how many parts the studies are dealt.

@@ -41,7 +41,7 @@ def dicom_to_nifti(
     """Turns DICOM series and DICOM SEG into a NIfTI dataset, with a table of its quality.
 
     Args:
-        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///folder on the data root.
+        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///mnt/Data/folder.
         output_folder: Folder of the NIfTI dataset; default: the config's data_dir.
         config_file_path: The task's config, for label values and file suffixes (optional where
             output_folder is given).

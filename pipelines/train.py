@@ -1,6 +1,5 @@
 """Pipeline ``train``."""
 
-
 from kfp import dsl
 
 from medseg import components
@@ -18,7 +17,9 @@ def train_fold(config_file_path: str, fold: int):
     components.train(config_file_path=config_file_path, fold=fold)
 
 
-@platform_pipeline(name="medseg-train", display_name="Train", secrets=("mlflow", "s3"), gpu="train")
+@platform_pipeline(
+    name="medseg-train", display_name="Train", secrets=("mlflow", "s3", "notify"), gpu="train"
+)
 def train(config_file_path: str, folds: list[int] = [-1]):  # noqa: B006 - KFP reads the default
     """Trains nnU-Net, one fold or several at the same time, tracked in MLflow.
 
@@ -26,7 +27,10 @@ def train(config_file_path: str, folds: list[int] = [-1]):  # noqa: B006 - KFP r
         config_file_path: The task's config.
         folds: Folds to train; [-1]: the one that the config names; [0, 1, 2, 3, 4]: all five.
     """
-    with dsl.ParallelFor(folds) as fold:
+    failed = components.notify(
+        pipeline="train", run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, last_stage="train"
+    )
+    with dsl.ExitHandler(failed), dsl.ParallelFor(folds) as fold:
         train_fold(
             config_file_path=config_file_path, fold=fold, **platform_arguments("mlflow", "s3")
         )

@@ -69,9 +69,7 @@ def pipelines(name: str | None) -> None:
     show_default=True,
     help="Run the stages with this Python, or in their images.",
 )
-def run(
-    name: str, data_root: Path, file: Path | None, given: tuple[str, ...], runner: str
-) -> None:
+def run(name: str, data_root: Path, file: Path | None, given: tuple[str, ...], runner: str) -> None:
     """Run the compiled pipeline NAME on this machine."""
     from medseg.cli.progress import show_run
     from medseg.kubeflow.compiled import read_pipeline

@@ -56,6 +56,9 @@ def prepare_demo(root: DataRoot, dataset: Path | None = None) -> Walkthrough:
                 shutil.copytree(
                     dataset, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("._*")
                 )
+                for image in (folder / "imagesTs").glob("*.nii.gz"):
+                    if not (folder / "labelsTs" / image.name).is_file():
+                        image.unlink()  # the Decathlon's own: nothing to measure them against
         made.record(name, [source / "dataset.json"])
     config_path = root.path / "configs" / f"{name}_config.yaml"
     if not config_path.is_file():

@@ -109,6 +109,7 @@ def _name(entry: dict[str, str | int]) -> str:
 
 
 def private_folder(root: DataRoot) -> Path:
+    """Where identifiers lie that must not leave the data root (made if needed)."""
     folder = root.path / ".medseg" / "dicom"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -95,7 +95,8 @@ def _draw(
     # Panels of one height; the widths follow from the anatomy.
     ratios = [width / height for width, height in zip(widths, heights, strict=True)]
     height = min(3.4, 9.6 / sum(ratios))
-    canvas = Canvas(figsize=(height * sum(ratios) + 0.1, height), dpi=120, facecolor="black")
+    size = (height * sum(ratios) + 0.1, height)
+    canvas = Canvas(figsize=size, dpi=120, facecolor="black", layout="none")
     panels = canvas.subplots(1, 3, gridspec_kw={"width_ratios": ratios})
     written = {
         "color": "white",

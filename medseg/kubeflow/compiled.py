@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from medseg.kubeflow.settings import load_settings
 from medseg.project import UserError, atomic_file
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -89,6 +90,7 @@ class CompiledPipeline:
 
     Attributes:
         name: Its file name without the ending.
+        kfp_name: Its name inside KFP.
         path: The YAML file.
         description: What it does.
         parameters: Its inputs by name: required ones, optional ones, the platform's.
@@ -96,6 +98,7 @@ class CompiledPipeline:
     """
 
     name: str
+    kfp_name: str
     path: Path
     description: str
     parameters: dict[str, Parameter]
@@ -143,22 +146,24 @@ def read_pipeline(name: str, folder: Path | None = None) -> CompiledPipeline:
     """Reads one compiled pipeline.
 
     Args:
-        name: Its name, such as ``train``.
-        folder: Where to look; by default the pipelines of this package.
+        name: Its name, such as ``train``, or the YAML file of one of your own.
+        folder: Where to look for a name; by default the pipelines of this package.
 
     Raises:
-        UserError: There is no such pipeline.
+        UserError: There is no such pipeline, or the file holds none.
     """
     folder = folder or compiled_folder()
-    path = folder / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         raise UserError(
             f"there is no pipeline {name!r}{_hint(name, pipeline_names(folder))}; "
             "'medseg pipelines' lists them."
         )
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    with path.open(encoding="utf-8") as file:
-        spec = next(yaml.load_all(file, Loader=loader))
+    try:
+        spec = read_yaml(path)[0]
+        info, executors = spec["pipelineInfo"], tuple(spec["deploymentSpec"]["executors"])
+    except (yaml.YAMLError, UnicodeDecodeError, IndexError, KeyError, TypeError):
+        raise UserError(f"{path} is no compiled pipeline: give a file that KFP compiled.") from None
     inputs = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     parameters = [
         Parameter(
@@ -171,28 +176,45 @@ def read_pipeline(name: str, folder: Path | None = None) -> CompiledPipeline:
         for key, value in inputs.items()
     ]
     return CompiledPipeline(
-        name=name,
+        name=path.stem,
+        kfp_name=info["name"],
         path=path,
-        description=spec["pipelineInfo"].get("description", ""),
+        description=info.get("description", ""),
         parameters={
             p.name: p
             for p in sorted(parameters, key=lambda p: (not p.required, p.for_platform, p.name))
         },
-        stages=tuple(spec["deploymentSpec"]["executors"]),
+        stages=executors,
     )
+
+
+def read_yaml(path: Path) -> list[dict[str, Any]]:
+    """The documents of a compiled pipeline: its specification and the platform's."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    with path.open(encoding="utf-8") as file:
+        return list(yaml.load_all(file, Loader=loader))
 
 
 def compile_pipelines(folder: Path) -> list[Path]:
     """Compiles every pipeline of ``medseg.pipelines`` with the site's settings.
 
     Args:
-        folder: Where the YAML files go; files of pipelines that are gone are removed.
+        folder: Where the YAML files go; those of the project's pipelines that are gone are removed.
 
     Returns:
         The files, one for each module of ``medseg.pipelines``.
+
+    Raises:
+        UserError: The settings are wrong, or name a stage that does not exist.
     """
     from kfp import compiler
 
+    stages = importlib.import_module("medseg.components").__all__
+    for stage in load_settings().stages:
+        if stage not in stages:
+            raise UserError(
+                f"the platform settings name no stage: {stage!r}{_hint(stage, stages)}."
+            )
     paths = []
     for module in pkgutil.iter_modules(importlib.import_module("medseg.pipelines").__path__):
         pipeline = getattr(importlib.import_module(f"medseg.pipelines.{module.name}"), module.name)
@@ -201,7 +223,9 @@ def compile_pipelines(folder: Path) -> list[Path]:
             compiler.Compiler().compile(pipeline, str(temporary))
         paths.append(path)
     for path in folder.glob("*.yaml"):
-        if path not in paths:
+        # only what an earlier version of this project has compiled: the folder may hold more
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if path not in paths and text.startswith("# PIPELINE DEFINITION\n# Name: medseg-"):
             path.unlink()
     return paths
 

@@ -10,6 +10,7 @@ import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from medseg.kubeflow.compiled import CompiledPipeline
+import yaml
+
+from medseg.kubeflow.compiled import CompiledPipeline, read_yaml
 from medseg.project import DataRoot, UserError, lock, write_json
 from medseg.project.errors import explain_os_error
 from medseg.project.stages import EVENTS_VARIABLE, RUN_VARIABLE
@@ -53,8 +56,10 @@ def run_local(
     root: DataRoot,
     arguments: dict[str, Any],
     listener: Listener | None = None,
+    *,
+    runner: str = "subprocess",
 ) -> LocalRun:
-    """Executes a compiled pipeline with the current environment's Python, stage by stage.
+    """Executes a compiled pipeline on this machine, stage by stage.
 
     Only one run of a pipeline at a time works on a data root. The stages' own output goes to the
     run's log, their events to the listener.
@@ -64,13 +69,15 @@ def run_local(
         root: The data root.
         arguments: Values by parameter name.
         listener: Called with every event of a stage, in another thread.
+        runner: ``subprocess`` runs the stages with the current environment's Python, ``docker``
+            in their images, with the data root at ``/mnt/Data``.
 
     Returns:
         The run, also where a stage failed.
 
     Raises:
         UserError: The arguments do not fit, the data root cannot be written, or the pipeline is
-            already running on it.
+            already running on it; or Docker cannot be reached.
     """
     checked = pipeline.arguments(arguments)
     started = time.monotonic()
@@ -88,7 +95,13 @@ def run_local(
                 _follow(events, functools.partial(_note, run, listener)),
                 _stop_with_children(),
             ):
-                run.succeeded = _execute(pipeline, checked, run.log, Path(scratch))
+                run.succeeded = _execute(
+                    _for_here(pipeline, checked, images=runner == "docker"),
+                    checked,
+                    run.log,
+                    Path(scratch),
+                    _docker(root, name, Path(scratch)) if runner == "docker" else _subprocess(),
+                )
     except OSError as error:
         raise explain_os_error(error) or error from error
     run.seconds = time.monotonic() - started
@@ -97,24 +110,65 @@ def run_local(
     return run
 
 
+@contextlib.contextmanager
+def _subprocess() -> Iterator[Any]:
+    from kfp import local
+
+    yield local.SubprocessRunner(use_venv=False)
+
+
+@contextlib.contextmanager
+def _docker(root: DataRoot, name: str, scratch: Path) -> Iterator[Any]:
+    from medseg.kubeflow.containers import docker_runner
+
+    with docker_runner(root, name, scratch) as runner:
+        yield runner
+
+
 def _execute(
-    pipeline: CompiledPipeline, arguments: dict[str, Any], log: Path, scratch: Path
+    spec: str,
+    arguments: dict[str, Any],
+    log: Path,
+    scratch: Path,
+    runner: contextlib.AbstractContextManager[Any],
 ) -> bool:
-    with log.open("w", encoding="utf-8", buffering=1) as output, contextlib.redirect_stdout(output):
+    with (
+        log.open("w", encoding="utf-8", buffering=1) as output,
+        contextlib.redirect_stdout(output),
+        runner as place,
+    ):
         from kfp import components, local
 
         local.init(
-            runner=local.SubprocessRunner(use_venv=False),
+            runner=place,
             pipeline_root=str(scratch / "outputs"),
             workspace_root=str(scratch / "workspace"),
         )
-        component = components.load_component_from_file(str(pipeline.path))
+        component = components.load_component_from_text(spec)
         try:
-            component(**arguments)
+            with warnings.catch_warnings():  # of settings that matter on a cluster only
+                warnings.simplefilter("ignore")
+                component(**arguments)
         except RuntimeError as error:  # kfp.local's word for a failed task
             print(error)
             return False
     return True
+
+
+def _for_here(pipeline: CompiledPipeline, arguments: dict[str, Any], *, images: bool) -> str:
+    """The compiled YAML less its retries: here a person reads the error and decides.
+
+    With ``images``, those that are parameters get their values.
+    """
+    spec, *platform = read_yaml(pipeline.path)
+    if images:
+        from medseg.kubeflow.containers import resolve_images
+
+        resolve_images(spec, arguments)
+    for component in (spec["root"], *spec["components"].values()):
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            task.pop("retryPolicy", None)
+    return yaml.safe_dump_all([spec, *platform], sort_keys=False)
 
 
 @contextlib.contextmanager

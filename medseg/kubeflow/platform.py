@@ -14,7 +14,9 @@ from kfp.dsl import pipeline_context
 from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.pipeline_task import PipelineTask
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow.settings import PlatformSettings, load_settings
+from medseg.project import MOUNT_PATH
+from medseg.project.stages import RUN_ID_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Needs:
         gpu: It computes on a GPU where there is one.
         shared_memory: Its worker processes exchange arrays through ``/dev/shm``.
         secrets: The Secrets it reads, by the first word of their parameter (``mlflow``, …).
+        image: The parameter that names its image.
     """
 
     gpu: bool = False
     shared_memory: bool = False
     secrets: tuple[str, ...] = ()
+    image: str = "image"
 
 
 NEEDS: dict[str, Needs] = {
@@ -42,6 +46,9 @@ NEEDS: dict[str, Needs] = {
     "segment": Needs(gpu=True, shared_memory=True),
     "test-model": Needs(gpu=True, shared_memory=True, secrets=("mlflow", "s3")),
     "report": Needs(secrets=("mlflow", "s3")),
+    "notify": Needs(secrets=("notify",)),
+    "docker-build": Needs(secrets=("registry",), image="builder_image"),
+    "inference": Needs(gpu=True, shared_memory=True),
 }
 """Stages (by component name) that need more than the volume."""
 
@@ -61,6 +68,8 @@ SECRET_KEYS: dict[str, dict[str, str]] = {
         "secret_key": "AWS_SECRET_ACCESS_KEY",
         "endpoint": "MLFLOW_S3_ENDPOINT_URL",
     },
+    "notify": {"url": "MEDSEG_WEBHOOK_URL"},
+    "registry": {".dockerconfigjson": "MEDSEG_REGISTRY_AUTH"},
 }
 """The keys of each Secret and the environment variables that they become."""
 
@@ -104,6 +113,8 @@ def platform_pipeline(
         }
         secret_names = {f"{kind}_secret": getattr(settings, f"{kind}_secret") for kind in secrets}
         signature = inspect.signature(function)
+        # a pipeline may take one of these as a parameter of its own, such as a required image
+        own = {key: defaults.pop(key) for key in list(defaults) if key in signature.parameters}
         extra = [
             inspect.Parameter(
                 key,
@@ -117,11 +128,12 @@ def platform_pipeline(
         @functools.wraps(function)
         def body(*args: Any, **kwargs: Any) -> Any:
             bound = dict(zip(body.__signature__.parameters, args, strict=False)) | kwargs  # type: ignore[attr-defined]
-            platform = {parameter.name: bound.pop(parameter.name) for parameter in extra}
-            token = _current.set(platform)
+            platform = dict(bound)
+            token = _current.set({item.name: bound.pop(item.name) for item in extra})
             try:
                 outputs = function(**bound)
                 for task in pipeline_context.Pipeline.get_default_pipeline().tasks.values():
+                    task.set_caching_options(load_settings().caching)
                     if task.component_spec.implementation.graph is None:
                         place(task, platform)
             finally:
@@ -131,8 +143,14 @@ def platform_pipeline(
         body.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[*signature.parameters.values(), *extra]
         )
-        lines = _ARGS.format(gpu=gpu or "no stage of this pipeline does").splitlines()
-        lines += [f"{key}: Secret with the access to {key.split('_')[0]}." for key in secret_names]
+        lines = [
+            line
+            for line in _ARGS.format(gpu=gpu or "no stage of this pipeline does").splitlines()
+            if line.partition(":")[0] not in own
+        ]
+        lines += [
+            f"{key}: {PlatformSettings.model_fields[key].description}." for key in secret_names
+        ]
         doc = inspect.getdoc(function) or ""
         body.__doc__ = doc.rstrip() + "\n" + "".join(f"    {line}\n" for line in lines)
         return dsl.pipeline(name=name, display_name=display_name or None)(body)
@@ -165,28 +183,24 @@ def place(task: PipelineTask, platform: dict[str, Any]) -> None:
         platform: The platform parameters by name.
     """
     settings = load_settings()
-    stage = task.component_spec.name
-    needs = NEEDS.get(stage, Needs())
-    task.set_caching_options(settings.caching)
-    task.set_container_image(platform["image"])
-    task.set_cpu_request(settings.cpu_request).set_cpu_limit(platform["cpu"])
-    task.set_memory_request(settings.memory_request).set_memory_limit(platform["memory"])
-    if settings.retries:
-        task.set_retry(settings.retries, backoff_duration=settings.retry_backoff)
-    if settings.mount_path != "/mnt/Data":
+    name = task.component_spec.name
+    needs = NEEDS.get(name, Needs())
+    stage = settings.stage(name)
+    task.set_container_image(platform[needs.image])
+    task.set_cpu_request(stage.cpu_request).set_cpu_limit(platform["cpu"])
+    task.set_memory_request(stage.memory_request).set_memory_limit(platform["memory"])
+    if stage.retries:
+        task.set_retry(stage.retries, backoff_duration=settings.retry_backoff)
+    if settings.mount_path != str(MOUNT_PATH):
         task.set_env_variable("MEDSEG_DATA_ROOT", settings.mount_path)
     kubernetes.mount_pvc(task, pvc_name=platform["pvc_name"], mount_path=settings.mount_path)
     kubernetes.add_node_selector_json(task, node_selector_json=platform["node_selector"])
-    kubernetes.set_timeout(
-        task, settings.train_time_limit_s if stage == "train" else settings.time_limit_s
-    )
-    kubernetes.set_security_context(
-        task,
-        run_as_user=settings.security_context.run_as_user,
-        run_as_group=settings.security_context.run_as_group,
-        run_as_non_root=settings.security_context.run_as_non_root,
-    )
+    kubernetes.set_timeout(task, stage.time_limit_s)
+    kubernetes.set_security_context(task, **settings.security_context.model_dump())
     kubernetes.set_image_pull_policy(task, settings.image_pull_policy)
+    kubernetes.use_field_path_as_env(
+        task, env_name=RUN_ID_VARIABLE, field_path="metadata.labels['pipeline/runid']"
+    )
     if settings.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, settings.image_pull_secrets)
     # /tmp is writable where the image's root is not
@@ -197,12 +211,12 @@ def place(task: PipelineTask, platform: dict[str, Any]) -> None:
             volume_name="shm",
             mount_path="/dev/shm",  # noqa: S108
             medium="Memory",
-            size_limit=settings.shared_memory,
+            size_limit=stage.shared_memory,
         )
     if needs.gpu:
         task.set_accelerator_type(platform["gpu_type"]).set_accelerator_limit(platform["gpu_count"])
         for toleration in settings.tolerations:
-            kubernetes.add_toleration_json(task, toleration)
+            kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
     for kind in needs.secrets:
         kubernetes.use_secret_as_env(
             task,

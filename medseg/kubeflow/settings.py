@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,14 +17,55 @@ SETTINGS_VARIABLE = "MEDSEG_PLATFORM_FILE"
 """Names the YAML file of the site's settings."""
 
 
+# What Kubernetes takes as a quantity, a name and a wait: checked here, as KFP's compiler answers
+# with a traceback and the cluster only once the run has started.
+Cpu = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
+Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?$")]
+Count = Annotated[str, Field(pattern=r"^[0-9]+$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Wait = Annotated[str, Field(pattern=r"^[0-9]+[smh]$")]
+
+
 class SecurityContext(BaseModel):
     """The user that a stage runs as; the runtime image is made for uid 1000."""
 
     model_config = ConfigDict(extra="forbid")
 
-    run_as_user: int = 1000
-    run_as_group: int = 1000
+    run_as_user: int = Field(1000, ge=0)
+    run_as_group: int = Field(1000, ge=0)
     run_as_non_root: bool = True
+
+
+class Toleration(BaseModel):
+    """A taint that stages may ignore, as Kubernetes writes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = None
+
+
+class StageSettings(BaseModel):
+    """What one stage asks for; a field that is left out is the site's own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cpu_request: Cpu | None = None
+    memory_request: Memory | None = None
+    shared_memory: Memory | None = None
+    retries: int | None = Field(None, ge=0)
+    time_limit_s: int | None = Field(None, ge=60)
+
+
+_STAGES: dict[str, dict[str, Any]] = {
+    "train": {"cpu_request": "1", "memory_request": "4Gi", "time_limit_s": 604_800},
+    "plan_and_preprocess": {"cpu_request": "1", "memory_request": "4Gi"},
+    "notify": {"cpu_request": "100m", "memory_request": "128Mi", "time_limit_s": 600},
+}
+"""Stages that ask for more or less than the others; ``PlatformSettings.stages`` goes over it."""
 
 
 class PlatformSettings(BaseSettings):
@@ -42,36 +83,48 @@ class PlatformSettings(BaseSettings):
     # --- defaults of run-time parameters ---
     registry: str = Field("", description="registry and path of the images, such as registry/group")
     tag: str = Field(__version__, description="tag of the images")
-    pvc_name: str = Field("medseg-data", description="claim of the project volume")
-    cpu: str = Field("2", description="CPU limit of a stage")
-    memory: str = Field("8Gi", description="memory limit of a stage")
-    gpu_count: str = Field("0", description="GPUs of a stage that uses one")
+    pvc_name: Name = Field("medseg-data", description="claim of the project volume")
+    cpu: Cpu = Field("2", description="CPU limit of a stage")
+    memory: Memory = Field("8Gi", description="memory limit of a stage")
+    gpu_count: Count = Field("0", description="GPUs of a stage that uses one")
     gpu_type: str = Field("nvidia.com/gpu", description="resource name of the GPUs")
     node_selector: dict[str, str] = Field(default_factory=dict, description="labels of the nodes")
-    dicomweb_secret: str = Field("medseg-dicomweb", description="Secret: username, password, token")
-    mlflow_secret: str = Field("medseg-mlflow", description="Secret: username, password, token")
-    s3_secret: str = Field("medseg-s3", description="Secret: access_key, secret_key, endpoint")
+    dicomweb_secret: Name = Field("medseg-dicomweb", description="Secret with access to the PACS")
+    mlflow_secret: Name = Field("medseg-mlflow", description="Secret with access to MLflow")
+    s3_secret: Name = Field("medseg-s3", description="Secret with access to MLflow's S3 storage")
+    registry_secret: Name = Field(
+        "maiacloud-dockerhub", description="Secret with the right to push to the registry"
+    )
+    notify_secret: Name = Field(
+        "medseg-notify", description="Secret with the webhook that hears of failures"
+    )
 
     # --- fixed at compile time ---
-    mount_path: str = Field("/mnt/Data", description="where the volume is mounted")
-    shared_memory: str = Field("8Gi", description="size of the memory-backed /dev/shm")
-    cpu_request: str = Field("500m", description="CPU that a stage asks for")
-    memory_request: str = Field("1Gi", description="memory that a stage asks for")
+    mount_path: str = Field(
+        "/mnt/Data", pattern=r"^/[^:]*[^/:]$", description="where the volume is mounted"
+    )
+    shared_memory: Memory = Field("8Gi", description="size of the memory-backed /dev/shm")
+    cpu_request: Cpu = Field("500m", description="CPU that a stage asks for")
+    memory_request: Memory = Field("1Gi", description="memory that a stage asks for")
     retries: int = Field(1, ge=0, description="times that a failed stage is tried again")
-    retry_backoff: str = Field("30s", description="wait before the next try")
+    retry_backoff: Wait = Field("30s", description="wait before the next try")
     time_limit_s: int = Field(86_400, ge=60, description="time limit of a stage")
-    train_time_limit_s: int = Field(604_800, ge=60, description="time limit of a training")
-    tolerations: list[dict[str, Any]] = Field(
+    stages: dict[str, StageSettings] = Field(
+        default_factory=dict, description="stages that ask for something else, by component name"
+    )
+    tolerations: list[Toleration] = Field(
         default_factory=lambda: [
-            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+            Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
         ],
         description="Kubernetes tolerations of stages that use a GPU",
     )
     security_context: SecurityContext = Field(default_factory=SecurityContext)
-    image_pull_secrets: list[str] = Field(
+    image_pull_secrets: list[Name] = Field(
         default_factory=list, description="Secrets that pull the images"
     )
-    image_pull_policy: str = Field("IfNotPresent", description="Kubernetes image pull policy")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="Kubernetes image pull policy"
+    )
     caching: bool = Field(False, description="KFP caching; it cannot see the volume: leave it off")
 
     def image(self, name: str) -> str:
@@ -81,6 +134,17 @@ class PlatformSettings(BaseSettings):
             name: Its folder in ``images/``, such as ``runtime``.
         """
         return "/".join(filter(None, (self.registry or "kfp-medseg", f"{name}:{self.tag}")))
+
+    def stage(self, name: str) -> StageSettings:
+        """What a stage asks for, with every field filled.
+
+        Args:
+            name: The component, such as ``plan_and_preprocess``; KFP's dashes do as well.
+        """
+        name = name.replace("-", "_")
+        given = self.stages.get(name, StageSettings()).model_dump(exclude_none=True)
+        common = {field: getattr(self, field) for field in StageSettings.model_fields}
+        return StageSettings(**{**common, **_STAGES.get(name, {}), **given})
 
     @classmethod
     def settings_customise_sources(

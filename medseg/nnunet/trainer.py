@@ -211,7 +211,7 @@ def find_trainer_class(name: str) -> Any:
     Raises:
         UserError: nnU-Net has none; the message names the nearest.
     """
-    import nnunetv2.training.nnUNetTrainer as package
+    import nnunetv2.training.nnUNetTrainer as package  # noqa: N813
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     if name == nnUNetTrainer.__name__:

@@ -33,9 +33,9 @@ def run_arguments(name: str, root: Path, **arguments: Any) -> list[str]:
     return ["run", name, "--data-root", str(root), *(part for g in given for part in ("-p", g))]
 
 
-def run_pipeline(name: str, root: Path, **arguments: Any) -> str:
+def run_pipeline(name: str, root: Path, options: tuple[str, ...] = (), **arguments: Any) -> str:
     """Runs a pipeline that must succeed; returns what it printed."""
-    done = medseg(*run_arguments(name, root, **arguments))
+    done = medseg(*run_arguments(name, root, **arguments), *options)
     assert done.returncode == 0, done.stdout + done.stderr + newest_log(root)
     return done.stdout
 

@@ -1,3 +1,5 @@
+import functools
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ def test_shards_convert_every_study_once(three_studies: DataRoot) -> None:
     source = "file:///mnt/Data/DICOM"
     assert deal_studies(three_studies, source, "out", shards=2) == [0, 1]
     cases = [convert_shard(three_studies, source, shard, "out")["cases"] for shard in (0, 1)]
-    assert sorted(sum(cases, [])) == ["a", "b", "c"]
+    assert sorted(functools.reduce(operator.iadd, cases, [])) == ["a", "b", "c"]
     assert all(cases)
     dataset = {path.name for path in Path(three_studies.path / "out").rglob("*")}
     assert not any(name.startswith("shards") for name in dataset)  # it holds original UIDs

@@ -18,9 +18,6 @@ from medseg.config import TaskConfig, load_config
 from medseg.nnunet import plan_and_preprocess, predict_validation, prepare_dataset, train
 from medseg.project import DataRoot
 
-# One thread: these nets are tiny, and threads of tests that share two cores wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 CASES = 6
 
 
@@ -143,6 +140,12 @@ def trained(preprocessed_root: Path) -> Trained:
         result,
         output.getvalue(),
     )
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These nets are tiny; where cores are busy, several threads only wait for each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

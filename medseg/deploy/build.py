@@ -1,0 +1,214 @@
+"""An image without a build: one layer appended to a base that is never unpacked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from medseg.deploy.context import read_context
+from medseg.deploy.registry import ImageName, copy, credentials, remote_digest
+from medseg.project import DataRoot, UserError, atomic_folder, progress
+
+
+def docker_build(
+    root: DataRoot,
+    context: str,
+    destination: str,
+    *,
+    overwrite: bool = False,
+    insecure_registry: bool = False,
+) -> dict[str, Any]:
+    """Builds the image of a context and pushes it.
+
+    The base's layers are kept on the volume as an OCI layout. The context's files become one more
+    layer (owner root, times at the epoch), so that equal input gives an equal digest; a run that
+    was killed after its push finds its own image and is done.
+
+    Args:
+        root: The data root.
+        context: A build context of :func:`medseg.deploy.create_docker_context`.
+        destination: Name of the image, ``registry/path:tag``.
+        overwrite: Replace an image of this name that differs.
+        insecure_registry: The registry speaks plain HTTP or has a certificate of its own; one on
+            this machine may do so anyway.
+
+    Returns:
+        ``image`` (with its digest), ``digest``, ``layer_bytes``.
+
+    Raises:
+        UserError: The context or the destination is wrong, the registry is away or denies access,
+            or the tag exists and must not be overwritten.
+    """
+    name = ImageName.parse(destination, "destination")
+    folder = root.resolve(context, field="context")
+    description = read_context(folder)
+    base = ImageName.parse(description["base"], "base image")
+    cache = root.path / ".medseg" / "images"
+    cache.mkdir(parents=True, exist_ok=True)
+    environment = {
+        # skopeo remembers there which registry has which layer, and mounts it rather than push it
+        "XDG_DATA_HOME": str(cache),
+    }
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as scratch:
+        work = Path(scratch)
+        environment["TMPDIR"] = scratch
+        with credentials() as options:
+            existing = remote_digest(name, options, insecure=insecure_registry)
+            layout = _cache_base(cache, base, options, insecure_registry, environment)
+            _link_layout(layout, cache / "blobs", work / "image")
+            _append(work, folder / "rootfs", description)
+            digest, layer_bytes = _describe(work / "image")
+            if existing == digest:
+                progress(f"{name} is in the registry already ({digest})")
+            else:
+                if existing and not overwrite:
+                    raise UserError(
+                        f"destination: {name} exists and is another image: choose a new tag, or "
+                        "set overwrite."
+                    )
+                copy(
+                    f"oci:{work / 'image'}:image",
+                    f"docker://{name}",
+                    name,
+                    [*options, "--preserve-digests"],
+                    insecure=insecure_registry,
+                    environment=environment,
+                )
+                progress(f"{name} pushed ({digest}, layer of {layer_bytes / 1e6:.0f} MB)")
+    return {
+        "image": f"{name.registry}/{name.path}@{digest}",
+        "digest": digest,
+        "layer_bytes": layer_bytes,
+    }
+
+
+def _cache_base(
+    cache: Path,
+    base: ImageName,
+    options: list[str],
+    insecure: bool,
+    environment: dict[str, str],
+) -> Path:
+    """The OCI layout of the base, whose blobs lie in ``cache/blobs``."""
+    digest = remote_digest(base, options, insecure=insecure)
+    if digest is None:
+        raise UserError(
+            f"the base image {base} does not exist: push it with ./build.sh images --push."
+        )
+    layout = cache / "bases" / digest.removeprefix("sha256:")
+    if not (layout / "index.json").is_file():
+        progress(f"fetching the base image {base}, once")
+        with atomic_folder(layout) as temporary:
+            copy(
+                f"docker://{base}",
+                f"oci:{temporary}:base",
+                base,
+                [*options, "--dest-shared-blob-dir", str(cache / "blobs")],
+                insecure=insecure,
+                environment=environment,
+            )
+    return layout
+
+
+def _link_layout(layout: Path, blobs: Path, target: Path) -> None:
+    """An OCI layout of its own for umoci, with the base's blobs linked into it."""
+    (target / "blobs" / "sha256").mkdir(parents=True)
+    for name in ("oci-layout", "index.json"):
+        shutil.copyfile(layout / name, target / name)
+
+    def link(digest: str) -> Path:
+        relative = Path(*digest.split(":"))
+        path = target / "blobs" / relative
+        try:
+            path.hardlink_to(blobs / relative)
+        except OSError:  # a volume without hard links
+            path.symlink_to(blobs / relative)
+        return path
+
+    index = json.loads((target / "index.json").read_text(encoding="utf-8"))
+    manifest = json.loads(link(index["manifests"][0]["digest"]).read_text(encoding="utf-8"))
+    for item in (manifest["config"], *manifest["layers"]):
+        link(item["digest"])
+
+
+def _append(work: Path, rootfs: Path, description: dict[str, Any]) -> None:
+    """Appends the layer and the settings to ``work/image``, as its tag ``image``."""
+    layer = work / "layer.tar"
+    with tarfile.open(layer, "w", format=tarfile.GNU_FORMAT) as archive:
+        for path in sorted(rootfs.rglob("*")):
+            item = archive.gettarinfo(path, path.relative_to(rootfs).as_posix())
+            item.uid = item.gid = item.mtime = 0
+            item.uname = item.gname = "root"
+            item.mode = 0o755 if item.isdir() else 0o644
+            with contextlib.ExitStack() as stack:
+                file = stack.enter_context(path.open("rb")) if item.isreg() else None
+                archive.addfile(item, file)
+    created = _base_created(work / "image")
+    _umoci(
+        "raw",
+        "add-layer",
+        f"--image={work / 'image'}:base",
+        "--tag=image",
+        f"--history.created={created}",
+        "--history.created_by=medseg docker_build",
+        str(layer),
+    )
+    layer.unlink()
+    settings = [f"--config.label={key}={value}" for key, value in description["labels"].items()]
+    settings += [f"--config.env={key}={value}" for key, value in description["environment"].items()]
+    _umoci(
+        "config",
+        f"--image={work / 'image'}:image",
+        f"--created={created}",
+        "--no-history",
+        *settings,
+    )
+
+
+def _base_created(image: Path) -> str:
+    """When the base was made: the image's own time must not depend on the clock."""
+    config = _blob(image, _manifest(image, "base")["config"]["digest"])
+    created: str = json.loads(config)["created"]
+    return created
+
+
+def _describe(image: Path) -> tuple[str, int]:
+    """Digest of the image, and bytes of its last layer."""
+    index = json.loads((image / "index.json").read_text(encoding="utf-8"))
+    digest: str = next(
+        item["digest"]
+        for item in index["manifests"]
+        if item["annotations"]["org.opencontainers.image.ref.name"] == "image"
+    )
+    return digest, int(json.loads(_blob(image, digest))["layers"][-1]["size"])
+
+
+def _manifest(image: Path, tag: str) -> dict[str, Any]:
+    index = json.loads((image / "index.json").read_text(encoding="utf-8"))
+    for item in index["manifests"]:
+        if item["annotations"]["org.opencontainers.image.ref.name"] == tag:
+            return dict(json.loads(_blob(image, item["digest"])))
+    raise KeyError(tag)
+
+
+def _blob(image: Path, digest: str) -> bytes:
+    return (image / "blobs" / Path(*digest.split(":"))).read_bytes()
+
+
+def _umoci(*arguments: str) -> None:
+    command = ["umoci", *arguments]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True)
+    except FileNotFoundError:
+        raise UserError(
+            "umoci is not installed: use the builder image, or sudo apt-get install umoci."
+        ) from None
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise UserError(f"umoci {arguments[0]} failed: {last[0]}")

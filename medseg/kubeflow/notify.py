@@ -1,0 +1,108 @@
+"""Telling a team that a run failed: one message to a webhook."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from medseg.project import DataRoot, UserError
+from medseg.project.stages import run_folder
+
+WEBHOOK_VARIABLE = "MEDSEG_WEBHOOK_URL"
+"""The webhook's address; it often holds a token, so it comes from a Secret and is never logged."""
+
+
+def report_failure(root: DataRoot, pipeline: str, run: str, last_stage: str) -> dict[str, Any]:
+    """Sends one message if the run failed; a run that succeeded sends none.
+
+    What happened is read from the events that the stages left in the run's folder, not from KFP's
+    final status: neither ``kfp.local`` nor every driver hands that to an exit task.
+
+    Args:
+        root: The data root.
+        pipeline: The pipeline's name.
+        run: The run's name.
+        last_stage: The stage that ends a run that succeeds. Where it has not ended and no stage
+            has failed, one never started (no image, no node with room) or was killed.
+
+    Returns:
+        The message, as JSON that chat services read (``text``) with its parts beside it; empty
+        where the run succeeded.
+
+    Raises:
+        UserError: The webhook's address is no http(s) URL, or it did not take the message.
+    """
+    errors, complete = _outcome(run_folder(root), last_stage)
+    if complete and not errors:
+        return {}
+    if not errors:
+        errors = [f"{last_stage} did not end: a stage could not start, or was killed"]
+    message = {
+        "text": f"medseg: the run {run} of {pipeline} failed. " + " ".join(errors),
+        "pipeline": pipeline,
+        "run": run,
+        "status": "FAILED",
+        "errors": errors,
+    }
+    _post(os.environ.get(WEBHOOK_VARIABLE, ""), message)
+    return message
+
+
+def _outcome(folder: Path | None, last_stage: str) -> tuple[list[str], bool]:
+    """The errors of stages that did not succeed in the end, and whether the last one has."""
+    events = [
+        json.loads(line)
+        for path in (sorted(folder.glob("events*.jsonl")) if folder else [])
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for event in sorted(events, key=lambda event: event["time"]):
+        if event["event"] in ("start", "end", "error"):
+            last[event["stage"], event["target"]] = event  # of several tries the last one counts
+    last = {key: event for key, event in last.items() if key[0] != "notify"}
+    errors = [
+        f"{stage}: {_public(event)}"
+        for (stage, _), event in last.items()
+        if event["event"] != "end"
+    ]
+    ended = [event["event"] == "end" for (stage, _), event in last.items() if stage == last_stage]
+    return errors, bool(ended) and all(ended)
+
+
+def _public(event: dict[str, Any]) -> str:
+    """What may leave the house: no list of cases, nothing that an unforeseen error may quote."""
+    if event["event"] == "start":
+        return "ended without a message (killed, or out of memory)."
+    kind = event.get("error", "")
+    if kind == "UserError":
+        return str(event["message"])
+    if kind == "CasesFailedError":
+        return str(event["message"]).split(";")[0].split(": ", 1)[-1] + "."
+    return f"{kind}; its log says more."
+
+
+def _post(url: str, message: dict[str, Any]) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            "the webhook's address (key url of the notify Secret) is no http(s) URL: "
+            "write it anew with 'medseg secrets notify'."
+        )
+    request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
+        url,
+        data=json.dumps(message).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
+            pass
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"the webhook at {parts.hostname} did not take the message ({reason})."
+        ) from None

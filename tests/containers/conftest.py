@@ -1,0 +1,175 @@
+"""The images, built once for all tests of this folder, and a trained model to put into them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import pytest
+import yaml
+
+from medseg import __version__
+from tests.containers.engine import Registry, base_image, docker_engine
+from tests.pipelines.harness import run_pipeline
+
+PROJECT = Path(__file__).resolve().parents[2]
+CONFIG = "configs/Task04_config.yaml"
+HELD_BACK = 2
+UID = 1000
+
+SEGMENT = {
+    "segmented_property_category": {
+        "code": "123037004",
+        "scheme": "SCT",
+        "meaning": "Anatomical Structure",
+    },
+    "algorithm_name": "Segmentation-Hippocampus",
+}
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[docker.DockerClient]:
+    with docker_engine(tmp_path_factory.mktemp("engine")) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    server = Registry(tmp_path_factory.mktemp("registry") / "open")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def closed_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """One that wants user ``medseg`` and password ``right``."""
+    server = Registry(tmp_path_factory.mktemp("registry") / "closed", password="right")
+    yield server
+    server.stop()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Names of the built images; the two bases also as they are called in the registry."""
+
+    runtime: str
+    builder: str
+    map_dicom: str
+    map_nifti: str
+    pushed_dicom: str
+    pushed_nifti: str
+
+
+@pytest.fixture(scope="session")
+def images(
+    engine: docker.DockerClient, registry: Registry, tmp_path_factory: pytest.TempPathFactory
+) -> Images:
+    build_images(base_image(engine, tmp_path_factory.mktemp("base")))
+    pushed = []
+    for name in ("map-dicom", "map-nifti"):
+        target = f"{registry.host}/kfp-medseg/{name}"
+        engine.images.get(f"kfp-medseg/{name}:{__version__}").tag(target, __version__)
+        for line in engine.images.push(target, __version__, stream=True, decode=True):
+            assert "error" not in line, line
+        pushed.append(f"{target}:{__version__}")
+    names = [
+        f"kfp-medseg/{name}:{__version__}"
+        for name in ("runtime", "builder", "map-dicom", "map-nifti")
+    ]
+    return Images(*names, *pushed)
+
+
+def build_images(base: str) -> None:
+    done = subprocess.run(
+        [PROJECT / "images/build.sh", "--base", base],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def project(
+    images: Images, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A data root after ``lifecycle`` in containers: DICOM in, a packaged model out."""
+    root = tmp_path_factory.mktemp("containers")
+    source = shared_data / "Task04_Hippocampus"
+    names = sorted(path.name for path in (source / "imagesTr").glob("*.nii.gz"))[: 6 + HELD_BACK]
+    for part in ("imagesTr", "labelsTr"):
+        (root / "decathlon" / part).mkdir(parents=True)
+        for name in names:
+            shutil.copyfile(source / part / name, root / "decathlon" / part / name)
+    shutil.copyfile(source / "dataset.json", root / "decathlon" / "dataset.json")
+    (root / "configs").mkdir()
+    config = {
+        "data_dir": "/mnt/Data/NIFTI/Task04",
+        "dataset_name_or_id": "4",
+        "experiment_name": "Task04_Hippocampus",
+        "modality_list": ["MR"],
+        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+        "test_cases": [name.removesuffix(".nii.gz") for name in names[-HELD_BACK:]],
+        "bundle_config": {"bundle_root": "MONet_Bundle/Task04/MONetBundle"},
+        "num_epochs": 2,
+        "iterations_per_epoch": 4,
+        "val_iterations_per_epoch": 1,
+    }
+    (root / CONFIG).write_text(yaml.safe_dump(config))
+    (root / "task.yaml").write_text(yaml.safe_dump({"tasks": {"Hippocampus": hippocampus_task()}}))
+    for path in (root, *root.rglob("*")):
+        if os.getuid() == 0:
+            os.chown(path, UID, UID)
+    for ancestor in list(root.parents)[:3]:
+        ancestor.chmod(ancestor.stat().st_mode | 0o711)
+    run_docker(root, "nifti_to_dicom", images, input_folder="decathlon", output="DICOM/Task04")
+    run_docker(
+        root,
+        "lifecycle",
+        images,
+        studies="file:///mnt/Data/DICOM/Task04",
+        config_file_path=CONFIG,
+    )
+    return root
+
+
+def run_docker(root: Path, name: str, images: Images, **arguments: object) -> str:
+    """Runs a compiled pipeline in containers."""
+    return run_pipeline(
+        name, root, options=("--runner", "docker"), **{"image": images.runtime, **arguments}
+    )
+
+
+def hippocampus_task() -> dict[str, object]:
+    """A segmentation task in MAIA's format."""
+    kind = {"code": "5366008", "scheme": "SCT", "meaning": "Hippocampus"}
+    return {
+        "Modalities": {
+            "image": {
+                "File_Pattern": ".nii.gz",
+                "Rules_Text": '{"selections": [{"name": "MR", "conditions": '
+                '{"Modality": "(?i)MR", "SeriesDescription": "(.*?)"}}]}',
+            }
+        },
+        "Segments": [
+            {"segment_label": name, "segmented_property_type": kind, **SEGMENT}
+            for name in ("Anterior", "Posterior")
+        ],
+    }
+
+
+def held_back(root: Path) -> Path:
+    """The DICOM folder of a case that the training never saw."""
+    config = yaml.safe_load((root / CONFIG).read_text())
+    case = config["test_cases"][0]
+    return next(path for path in (root / "DICOM/Task04").iterdir() if path.name.startswith(case))
+
+
+def model_file(root: Path) -> Path:
+    return root / "MONet_Bundle/Task04/MONetBundle/models/fold_0/model.ts"

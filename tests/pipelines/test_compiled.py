@@ -1,0 +1,314 @@
+"""The compiled YAML: valid for KFP, fresh, and with every platform setting in its place."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from medseg.kubeflow.compiled import compile_pipelines, compiled_folder, pipeline_names
+from medseg.kubeflow.platform import NEEDS, SECRET_KEYS, Needs
+from medseg.kubeflow.settings import SETTINGS_VARIABLE, PlatformSettings, load_settings
+from medseg.project import UserError
+
+PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
+GPU = {"train", "validate", "segment", "test-model", "inference"}
+"""Stages that compute on a GPU, said once more here, so that no other comes to ask for one."""
+
+SITE = {
+    "registry": "registry.site/group",
+    "tag": "9.9",
+    "mount_path": "/data",
+    "pvc_name": "site-claim",
+    "cpu": "16",
+    "memory": "64Gi",
+    "gpu_count": "1",
+    "gpu_type": "amd.com/gpu",
+    "node_selector": {"pool": "gpu"},
+    "shared_memory": "16Gi",
+    "cpu_request": "250m",
+    "memory_request": "512Mi",
+    "retries": 3,
+    "retry_backoff": "2m",
+    "time_limit_s": 7200,
+    "stages": {
+        "train": {"memory_request": "8Gi", "shared_memory": "32Gi", "retries": 0},
+        "report": {"time_limit_s": 600, "cpu_request": "2"},
+    },
+    "tolerations": [
+        {"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoExecute"},
+        {"key": "pool", "operator": "Exists"},
+    ],
+    "security_context": {"run_as_user": 4000, "run_as_group": 4001, "run_as_non_root": True},
+    "image_pull_secrets": ["site-registry"],
+    "image_pull_policy": "Always",
+    "dicomweb_secret": "site-pacs",
+    "mlflow_secret": "site-mlflow",
+    "s3_secret": "site-s3",
+    "notify_secret": "site-hook",
+    "caching": True,
+}
+
+
+def _compile(output: Path, folder: Path, **environment: str) -> None:
+    """Compiles as another user would: another folder, home and hash seed."""
+    folder.mkdir()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MEDSEG_", "PYTHON"))}
+    subprocess.run(
+        [sys.executable, "-c", "from medseg.cli import main; main()", "compile", "-o", str(output)],
+        cwd=folder,
+        env={**clean, "HOME": str(folder), "PYTHONHASHSEED": "4711", **environment},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[PlatformSettings, Path]:
+    """A set compiled with settings that differ from every default."""
+    folder = tmp_path_factory.mktemp("site")
+    file = folder / "site.yaml"
+    file.write_text(yaml.safe_dump(SITE))
+    _compile(folder / "out", folder / "cwd", MEDSEG_PLATFORM_FILE=str(file))
+    settings = load_settings(file)
+    same = {f for f in SITE if getattr(settings, f) == PlatformSettings.model_fields[f].default}
+    assert not same, "the site's settings must differ from the defaults to show anything"
+    return settings, folder / "out"
+
+
+def test_compiled_is_fresh(tmp_path: Path) -> None:
+    _compile(tmp_path / "out", tmp_path / "elsewhere")
+    committed = {p.name: p.read_bytes() for p in compiled_folder().glob("*.yaml")}
+    again = {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.yaml")}
+    assert sorted(again) == sorted(committed)
+    stale = [name for name in again if again[name] != committed[name]]
+    assert not stale, f"compiled/ is stale: run ./build.sh compile ({', '.join(stale)})"
+
+
+@dataclass
+class Stage:
+    """A container task, as the driver sees it: inputs resolved to the pipeline's parameters."""
+
+    name: str
+    spec: pipeline_spec_pb2.PipelineTaskSpec
+    container: pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec
+    kubernetes: kubernetes_executor_config_pb2.KubernetesExecutorConfig
+    dag: dict[str, str]
+    own: dict[str, str]
+
+    def root(self, text: str) -> str:
+        """The pipeline parameter that a placeholder of the container ends in."""
+        match = PLACEHOLDER.fullmatch(text)
+        assert match, f"{self.name}: {text!r} is no run-time parameter"
+        return self.own[match[1]]
+
+    def named(self, parameter: Any) -> str:
+        """The pipeline parameter of a platform field; the driver looks in the enclosing DAG."""
+        return self.dag[parameter.component_input_parameter]
+
+
+def _read(path: Path) -> tuple[pipeline_spec_pb2.PipelineSpec, list[Stage]]:
+    """Parses both documents into KFP's messages (unknown fields are errors) and walks the DAGs."""
+    pipeline, platform = yaml.safe_load_all(path.read_text())
+    spec = json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
+    json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    deployment = json_format.ParseDict(
+        pipeline["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig()
+    )
+
+    def walk(dag: pipeline_spec_pb2.DagSpec, known: dict[str, str]) -> Iterator[Stage]:
+        for task in dag.tasks.values():
+            component = spec.components[task.component_ref.name]
+            own: dict[str, str] = {}
+            for name, value in task.inputs.parameters.items():
+                if value.component_input_parameter:
+                    source = value.component_input_parameter
+                    assert source in known, f"{task.task_info.name} asks its DAG for {source}"
+                    own[name] = known[source]
+                else:
+                    own[name] = f"value of {name}"
+            own[task.parameter_iterator.item_input] = "item"
+            if component.HasField("dag"):
+                missing = set(component.input_definitions.parameters) - set(own)
+                optional = {
+                    k for k, v in component.input_definitions.parameters.items() if v.is_optional
+                }
+                assert missing <= optional, f"{task.task_info.name} misses {missing}"
+                yield from walk(component.dag, own)
+            else:
+                label = component.executor_label
+                yield Stage(
+                    name=task.component_ref.name.removeprefix("comp-").rstrip("-0123456789"),
+                    spec=task,
+                    container=deployment.executors[label].container,
+                    kubernetes=json_format.ParseDict(
+                        executors[label], kubernetes_executor_config_pb2.KubernetesExecutorConfig()
+                    ),
+                    dag=known,
+                    own=own,
+                )
+
+    inputs = spec.root.input_definitions.parameters
+    return spec, list(walk(spec.root.dag, {name: name for name in inputs}))
+
+
+def _check(path: Path, settings: PlatformSettings) -> set[str]:
+    spec, stages = _read(path)
+    inputs = spec.root.input_definitions.parameters
+    defaults = {
+        "pvc_name": settings.pvc_name,
+        "image": settings.image("runtime"),
+        "builder_image": settings.image("builder"),
+        "cpu": settings.cpu,
+        "memory": settings.memory,
+        "gpu_count": settings.gpu_count,
+        "gpu_type": settings.gpu_type,
+        "node_selector": settings.node_selector,
+    }
+    images = {NEEDS.get(stage.name, Needs()).image for stage in stages}
+    if "builder_image" not in images:
+        del defaults["builder_image"]
+    if path.stem == "inference":  # which image it runs is what its user must say
+        del defaults["image"]
+        assert not inputs["image"].is_optional
+    wanted = {kind for stage in stages for kind in NEEDS.get(stage.name, Needs()).secrets}
+    defaults |= {f"{kind}_secret": getattr(settings, f"{kind}_secret") for kind in wanted}
+    for name, value in defaults.items():
+        assert json_format.MessageToDict(inputs[name].default_value) == value, name
+        assert inputs[name].is_optional
+        assert inputs[name].description, name
+    assert {n for n in inputs if n.endswith("_secret")} == {f"{kind}_secret" for kind in wanted}
+
+    for stage in stages:
+        where = f"{path.stem}: {stage.name}"
+        needs, asked = NEEDS.get(stage.name, Needs()), settings.stage(stage.name)
+        container, kubernetes = stage.container, stage.kubernetes
+        resources = container.resources
+        assert stage.root(container.image) == needs.image, where
+        assert stage.root(resources.resource_cpu_limit) == "cpu", where
+        assert stage.root(resources.resource_memory_limit) == "memory", where
+        assert resources.resource_cpu_request == asked.cpu_request, where
+        assert resources.resource_memory_request == asked.memory_request, where
+        assert (stage.name in GPU) == needs.gpu == resources.HasField("accelerator"), where
+        tolerations = [
+            json_format.MessageToDict(t, preserving_proto_field_name=True)
+            for t in kubernetes.tolerations
+        ]
+        if needs.gpu:
+            assert stage.root(resources.accelerator.resource_count) == "gpu_count", where
+            assert stage.root(resources.accelerator.resource_type) == "gpu_type", where
+            assert tolerations == [t.model_dump(exclude_none=True) for t in settings.tolerations], (
+                where
+            )
+        else:
+            assert tolerations == [], where
+
+        assert len(kubernetes.pvc_mount) == 1, where
+        assert stage.named(kubernetes.pvc_mount[0].pvc_name_parameter) == "pvc_name", where
+        assert kubernetes.pvc_mount[0].mount_path == settings.mount_path, where
+        env = {item.name: item.value for item in container.env}
+        moved = {"MEDSEG_DATA_ROOT": settings.mount_path}
+        assert env == ({} if settings.mount_path == "/mnt/Data" else moved), where
+        assert [(f.name, f.field_path) for f in kubernetes.field_path_as_env] == [
+            ("MEDSEG_RUN_ID", "metadata.labels['pipeline/runid']")
+        ], where
+        selector = kubernetes.node_selector.node_selector_json
+        assert stage.named(selector) == "node_selector", where
+
+        secrets = {
+            stage.named(secret.secret_name_parameter): {
+                item.secret_key: item.env_var for item in secret.key_to_env
+            }
+            for secret in kubernetes.secret_as_env
+        }
+        assert secrets == {f"{kind}_secret": SECRET_KEYS[kind] for kind in needs.secrets}, where
+        assert all(secret.optional for secret in kubernetes.secret_as_env), where
+
+        mounts = {mount.mount_path: mount for mount in kubernetes.empty_dir_mounts}
+        assert set(mounts) == {"/tmp"} | ({"/dev/shm"} if needs.shared_memory else set()), where
+        if needs.shared_memory:
+            assert mounts["/dev/shm"].medium == "Memory", where
+            assert mounts["/dev/shm"].size_limit == asked.shared_memory, where
+
+        retry = stage.spec.retry_policy
+        assert retry.max_retry_count == asked.retries, where
+        if asked.retries:
+            waits = {"30s": 30, "2m": 120}
+            assert retry.backoff_duration.seconds == waits[settings.retry_backoff], where
+        assert kubernetes.active_deadline_seconds == asked.time_limit_s, where
+        context = kubernetes.security_context
+        assert context.run_as_user == settings.security_context.run_as_user, where
+        assert context.run_as_group == settings.security_context.run_as_group, where
+        assert context.run_as_non_root is settings.security_context.run_as_non_root, where
+        assert kubernetes.image_pull_policy == settings.image_pull_policy, where
+        assert [s.secret_name for s in kubernetes.image_pull_secret] == (
+            settings.image_pull_secrets
+        ), where
+        assert stage.spec.caching_options.enable_cache is settings.caching, where
+    return {stage.name for stage in stages}
+
+
+@pytest.mark.parametrize("name", pipeline_names())
+def test_default_settings_read_back(name: str) -> None:
+    assert _check(compiled_folder() / f"{name}.yaml", PlatformSettings())
+
+
+@pytest.mark.parametrize("name", pipeline_names())
+def test_a_sites_settings_read_back(name: str, site: tuple[PlatformSettings, Path]) -> None:
+    settings, folder = site
+    assert _check(folder / f"{name}.yaml", settings)
+
+
+def test_every_need_is_that_of_a_stage() -> None:
+    stages = set()
+    for path in compiled_folder().glob("*.yaml"):
+        stages |= {stage.name for stage in _read(path)[1]}
+    assert set(NEEDS) <= stages, "a stage was renamed: platform.NEEDS must follow"
+
+
+@pytest.mark.parametrize("name", ["lifecycle", "train"])
+def test_long_pipelines_end_in_notify(name: str) -> None:
+    spec, _ = _read(compiled_folder() / f"{name}.yaml")
+    task = spec.root.dag.tasks["notify"]
+    assert task.trigger_policy.strategy == task.trigger_policy.ALL_UPSTREAM_TASKS_COMPLETED
+    assert list(task.dependent_tasks) == ["exit-handler-1"]
+    assert set(spec.root.dag.tasks) == {"exit-handler-1", "notify"}
+    last = task.inputs.parameters["last_stage"].runtime_value.constant.string_value
+    assert last in {stage.name for stage in _read(compiled_folder() / f"{name}.yaml")[1]}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("memory", "8 GB", "memory"),
+        ("cpu", "two", "cpu"),
+        ("pvc_name", "My_Claim", "pvc_name"),
+        ("image_pull_policy", "Sometimes", "image_pull_policy"),
+        ("tolerations", [{"key": "x", "efect": "NoSchedule"}], "tolerations.0.efect"),
+        ("stages", {"train": {"memory_request": "lots"}}, "stages.train.memory_request"),
+        ("registri", "x", "registri"),
+        ("stages", {"trian": {"retries": 2}}, "no stage: 'trian' (did you mean 'train'?)"),
+    ],
+)
+def test_wrong_settings_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, value: Any, message: str
+) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(yaml.safe_dump({field: value}))
+    monkeypatch.setenv(SETTINGS_VARIABLE, str(file))
+    with pytest.raises(UserError, match=re.escape(message)):
+        compile_pipelines(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
