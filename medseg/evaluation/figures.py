@@ -49,7 +49,6 @@ STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "path",  # the same letters on every machine
     "svg.hashsalt": "medseg",
-    "figure.constrained_layout.use": True,
 }
 
 Points = Mapping[str, Mapping[str, Sequence[float]]]
@@ -176,6 +175,7 @@ def metric_figure(metric: str, unit: str, points: Points) -> Figure | None:
                 _strip(axes, index + shift, found, colour, marker, 0.32 if len(points) > 1 else 0.5)
                 if found:
                     sentences.append(f"{part}, {name}: median {np.median(found):.3g}")
+        axes.margins(y=0.12)  # room for the markers
         if unit:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         else:
@@ -212,7 +212,7 @@ def _canvas(width: float, height: float) -> Iterator[tuple[Canvas, Any]]:
     from matplotlib.figure import Figure as Canvas
 
     with report_style():
-        canvas = Canvas(figsize=(width, height))
+        canvas = Canvas(figsize=(width, height), layout="constrained")
 
         def finish() -> str:
             buffer = io.BytesIO()

@@ -96,7 +96,7 @@ def _draw(
     ratios = [width / height for width, height in zip(widths, heights, strict=True)]
     height = min(3.4, 9.6 / sum(ratios))
     size = (height * sum(ratios) + 0.1, height)
-    canvas = Canvas(figsize=size, dpi=120, facecolor="black", layout="none")
+    canvas = Canvas(figsize=size, dpi=120, facecolor="black")
     panels = canvas.subplots(1, 3, gridspec_kw={"width_ratios": ratios})
     written = {
         "color": "white",
@@ -144,7 +144,7 @@ def _draw(
             Line2D([], [], color=PREDICTION, linestyle="--", label="prediction"),
         ],
         loc="lower left", fontsize=7.5, labelcolor="white", facecolor=INK, edgecolor="none",
-        framealpha=0.6,
+        frameon=True, framealpha=0.75,
     )  # fmt: skip
     return png_uri(canvas)
 

@@ -1,0 +1,66 @@
+"""What running a stage as a KFP task costs, beside the stage itself.
+
+The pipeline ``dicom_to_nifti`` (three tasks) runs on studies that are converted already, so that
+hardly anything is left but overhead: starting ``medseg``, KFP, and a process a task. Against it
+the same three functions, each in a Python process of its own that imports what it uses.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TASKS = (
+    "from medseg.dicom import deal_studies; deal_studies(root, studies, 'NIFTI')",
+    "from medseg.dicom import convert_shard; convert_shard(root, studies, 0, 'NIFTI')",
+    "from medseg.dicom import collect_dataset; collect_dataset(root, 'NIFTI')",
+)
+START = (
+    "from medseg.project import DataRoot; root = DataRoot.from_environment();"
+    "studies = 'file:///mnt/Data/DICOM';"
+)
+
+
+def seconds(*commands: list[str], root: Path) -> float:
+    environment = {**os.environ, "MEDSEG_DATA_ROOT": str(root)}
+    started = time.perf_counter()
+    for command in commands:
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Prints both sides and the overhead a task."""
+    from medseg.demo import generate_phantoms
+
+    medseg = str(Path(sys.executable).with_name("medseg"))
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        generate_phantoms(root / "decathlon", training_cases=2, test_cases=0)
+        run = [
+            medseg,
+            "run",
+            "nifti_to_dicom",
+            "-p",
+            "input_folder=decathlon",
+            "-p",
+            "output=DICOM",
+        ]
+        seconds(run, root=root)
+        run = [medseg, "run", "dicom_to_nifti", "-p", "studies=file:///mnt/Data/DICOM"]
+        run += ["-p", "output_folder=NIFTI"]
+        seconds(run, root=root)  # converts
+        direct = [[sys.executable, "-c", f"{START} {task}"] for task in TASKS]
+        pairs = [(seconds(run, root=root), seconds(*direct, root=root)) for _ in range(5)]
+    for ours, theirs in pairs:
+        print(f"medseg run {ours:.2f} s, the functions alone {theirs:.2f} s")
+    overheads = sorted((ours - theirs) / len(TASKS) for ours, theirs in pairs)
+    print(f"overhead a task: {overheads[len(pairs) // 2]:.2f} s (target: at most 2 s)")
+
+
+if __name__ == "__main__":
+    main()
