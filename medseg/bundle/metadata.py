@@ -10,7 +10,7 @@ from typing import Any
 
 from medseg.config import TaskConfig
 from medseg.nnunet.prediction import settings_of
-from medseg.project import UserError
+from medseg.project import Manifest, UserError
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
@@ -85,6 +85,7 @@ def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[st
         "label_classes": ", ".join(f"{value}: {name}" for value, name in labels.items()),
         "pred_classes": ", ".join(f"{value}: {name}" for value, name in labels.items()),
         "eval_metrics": validation_dice(config, fold, labels),
+        "provenance": provenance(config, fold),
         "intended_use": "Research. Not a medical device, not for diagnostic use.",
         "references": REFERENCES,
         "network_data_format": {
@@ -187,6 +188,18 @@ def validation_dice(
     for key, measures in summary["mean"].items():
         values[f"dice_{labels.get(key, key)}"] = measures["Dice"]
     return {name: round(value, 4) for name, value in values.items() if value == value}  # no NaN
+
+
+def provenance(config: TaskConfig, fold: int | str | None) -> dict[str, str]:
+    """Where a model comes from: ``dataset_hash`` and ``mlflow_run_id``, as far as there are any."""
+    dataset = Manifest(config.raw_folder, "prepare_dataset").read().get("result", {})
+    found = {"dataset_hash": dataset.get("dataset_hash", "")}
+    try:  # tracking store to run
+        path = config.fold_folder(fold) / ".medseg" / "mlflow.json"
+        found["mlflow_run_id"] = list(json.loads(path.read_text(encoding="utf-8")).values())[-1]
+    except (OSError, ValueError, IndexError):
+        pass
+    return {name: str(value) for name, value in found.items() if value}
 
 
 def _read_users_file(config: TaskConfig) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def _case_settings(plans: Any, configuration: Any) -> dict[str, Any]:
     own = {
         key: value
         for key, value in configuration.configuration.items()
-        if key not in ("architecture", "batch_size", "batch_dice")
+        if key not in ("architecture", "batch_size", "batch_dice", "inherits_from")
     }
     return {"plans": common, "configuration": own}
 

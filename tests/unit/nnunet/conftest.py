@@ -114,7 +114,11 @@ def preprocessed_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactor
     prepare_dataset(config)
     plan_and_preprocess(config)
     add_tiny_configuration(config)
+    cases = config.preprocessed_folder / "nnUNetPlans_3d_fullres"
+    before = {path: path.stat().st_mtime_ns for path in cases.glob("*.b2nd")}
     plan_and_preprocess(write_config(root, configuration="tiny"))
+    # The new configuration inherits the cases: none is preprocessed again.
+    assert {path: path.stat().st_mtime_ns for path in cases.glob("*.b2nd")} == before
     # MLflow takes seconds to make its tables: once, for all data roots of these tests.
     from mlflow import MlflowClient
 
