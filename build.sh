@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One door: ./build.sh setup | demo | test | lint | compile | bench
+# One door: ./build.sh setup | demo | test | lint | compile | images | bench
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 here=$PWD
@@ -14,6 +14,8 @@ usage: ./build.sh COMMAND [ARGUMENTS]
   test [--slow] [PYTEST…]  lint, check compiled/, run the tests
   lint                     ruff and mypy
   compile [--settings F]   write compiled/*.yaml (or a site's own set with -o DIR)
+  images [--registry R] [--base IMAGE] [--torch VERSION] [--push]
+                           build and tag the container images
   bench [NAME…]            speed and memory against the tools used directly, as ratios
 EOF
 }
@@ -91,7 +93,9 @@ case "$command" in
     exec "$venv/bin/medseg" compile "$@"
     ;;
   test)
-    need Orthanc orthanc chromium chromium storescu dcmtk
+    need Orthanc orthanc chromium chromium storescu dcmtk \
+      dockerd docker.io docker-registry docker-registry mmdebstrap mmdebstrap \
+      skopeo skopeo umoci umoci
     [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || need orthanc-dicomweb orthanc-dicomweb
     setup
     lint
@@ -101,6 +105,10 @@ case "$command" in
       shift
     fi
     exec "$venv/bin/pytest" "${slow[@]}" "$@"
+    ;;
+  images)
+    setup
+    exec images/build.sh "$@"
     ;;
   bench)
     setup

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds and tags the images: ./build.sh images [--registry R] [--base IMAGE] [--torch VERSION] [--push]
+# Builds and tags the images: ./build.sh images [--registry R] [--base IMAGE] [--torch VERSION]
+#          [--only IMAGE] [--push]
 #
 # All wheels are made on this machine first, so that pip's own configuration (index, proxy,
 # certificates) is the user's and nothing of it gets into an image.
@@ -10,15 +11,17 @@ registry=${MEDSEG_PLATFORM_REGISTRY:-kfp-medseg}
 python=${PYTHON:-.venv/bin/python}
 base=
 torch=
+only=
 push=
 while [ $# -gt 0 ]; do
   case "$1" in
     --registry) registry=$2; shift 2 ;;
     --base) base=$2; shift 2 ;;
     --torch) torch=$2; shift 2 ;;
+    --only) only=$2; shift 2 ;;
     --push) push=1 && shift ;;
     *)
-      echo "usage: ./build.sh images [--registry R] [--base IMAGE] [--torch VERSION] [--push]" >&2
+      sed -n 's/^# Builds and tags the images: /usage: /p; s/^#          /  /p' "$0" >&2
       exit 2
       ;;
   esac
@@ -62,17 +65,23 @@ requirements runtime - runtime
 requirements map map
 sed "s/^torch==.*/torch==${torch:-$(sed -n 's/^torch==//p' constraints.txt)}/" constraints.txt \
   >"$out/constraints.txt"
-stamp=$({ cat "$out"/*.txt && "$python" --version; } | sha256sum | cut -c1-16)
-if [ "$(cat "$wheels.complete" 2>/dev/null)" != "$stamp" ]; then
-  echo "collecting wheels"
-  rm -rf "$wheels"
-  mkdir -p "$wheels"
-  "$python" -m pip wheel -qq --wheel-dir "$wheels" --constraint "$out/constraints.txt" \
-    --requirement "$out/runtime.txt" --requirement "$out/map.txt" pip
-  cp "$out"/*.txt "$wheels"
-  cp "$wheels"/pip-*.whl "$wheels/pip.whl"
-  echo "$stamp" >"$wheels.complete"
-fi
+
+collect() { # FOLDER NAME [MORE FOR PIP]
+  local folder=$1 name=$2 stamp
+  shift 2
+  stamp=$({ cat "$out/$name.txt" "$out/constraints.txt" && "$python" --version; } | sha256sum)
+  if [ "$(cat "$folder.complete" 2>/dev/null)" = "$stamp" ]; then return; fi
+  echo "collecting the wheels of $name"
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  "$python" -m pip wheel -qq --wheel-dir "$folder" --constraint "$out/constraints.txt" \
+    --requirement "$out/$name.txt" "$@"
+  cp "$out"/*.txt "$folder"
+  echo "$stamp" >"$folder.complete"
+}
+collect "$wheels" runtime pip
+[ -e "$wheels/pip.whl" ] || cp "$wheels"/pip-*.whl "$wheels/pip.whl"
+collect "$wheels-map" map --find-links "$wheels"
 
 # --- the package itself
 version=$("$python" -c 'import medseg; print(medseg.__version__)')
@@ -90,25 +99,26 @@ build() { # IMAGE FOLDER TARGET [ARGUMENTS]
     --tag "$registry/$image:$version" --tag "$registry/$image:$version-$revision" "$@" .
 }
 
-bill_of_materials() { # IMAGE
-  local image=$registry/$1:$version
-  # what the image itself says is installed, read by tools that stay outside it
+bill_of_materials() { # IMAGE ; read by tools that stay outside the image
+  local image=$registry/$1:$version bom=$out/sbom/$1-$version tools
+  tools=$(dirname "$python")
   "$docker" run --rm --network none --entrypoint python3 "$image" -c '
 from importlib.metadata import distributions
 print("\n".join(sorted(f"{d.name}=={d.version}" for d in distributions())))' |
-    "$python" -m cyclonedx_py requirements --output-reproducible --of JSON \
-      -o "$out/sbom/$1-$version.python.cdx.json" -
-  "$docker" run --rm --network none --entrypoint cat "$image" /var/lib/dpkg/status |
-    "$python" -m debsbom generate --from-pkglist -t cdx -o "$out/sbom/$1-$version.debian" >/dev/null
+    "$tools/cyclonedx-py" requirements --output-reproducible --of JSON -o "$bom.python.cdx.json" -
+  "$docker" run --rm --network none --entrypoint tar "$image" \
+    -cC / var/lib/dpkg/status usr/lib/os-release >"$bom.tar"
+  "$tools/debsbom" generate --root "$bom.tar" -t cdx --out "$bom.debian" >/dev/null 2>&1
+  rm "$bom.tar"
 }
 
 build dependencies runtime dependencies --build-arg "BASE_IMAGE=$base"
-build runtime runtime runtime --build-arg "BASE_IMAGE=$base"
-build builder builder "" --build-arg "BASE_IMAGE=$base"
-for image in map-dicom map-nifti; do
-  build "$image" map "$image" --build-arg "DEPENDENCIES_IMAGE=$registry/dependencies:$version"
-done
-for image in runtime builder map-dicom map-nifti; do
+for image in ${only:-runtime builder map-dicom map-nifti}; do
+  case "$image" in
+    runtime) build runtime runtime runtime --build-arg "BASE_IMAGE=$base" ;;
+    builder) build builder builder "" --build-arg "BASE_IMAGE=$base" ;;
+    *) build "$image" map "$image" --build-arg "DEPENDENCIES_IMAGE=$registry/dependencies:$version" ;;
+  esac
   bill_of_materials "$image"
   [ -z "$push" ] || "$docker" push --quiet "$registry/$image:$version"
 done

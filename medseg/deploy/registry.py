@@ -162,7 +162,8 @@ def explain(text: str, name: ImageName) -> UserError:
         name: The image that it was about.
     """
     if re.search(
-        r"unauthorized|authentication required|denied|status(?: code)?:? 40[13]|invalid username",
+        r"unauthorized|authentication required|denied|invalid username"
+        r"|\b40[13] \((?:Unauthorized|Forbidden)",
         text,
         re.I,
     ):

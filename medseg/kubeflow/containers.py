@@ -102,6 +102,8 @@ def docker_runner(root: DataRoot, run: str, scratch: Path) -> Iterator[Any]:
 
     client = docker_client()
     owner = root.path.stat()
+    for name in ("outputs", "workspace"):  # else Docker makes them, for root
+        (scratch / name).mkdir()
     if os.getuid() == 0:  # what root made here must be writable for the stages
         for path in (scratch, *scratch.rglob("*"), *_run_files(root, run)):
             os.chown(path, owner.st_uid, owner.st_gid)

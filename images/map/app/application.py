@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, ConditionType, Operator
 from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOperator
 from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSelectorOperator
@@ -27,10 +28,16 @@ class SegmentationApplication(Application):
     def compose(self):
         """Builds the graph of operators (the SDK's hook)."""
         if os.environ.get("MEDSEG_INPUT_FORMAT") == "nifti":
-            self.add_operator(NiftiSegmentationOperator(self, name="segmentation"))
+            self.add_operator(
+                NiftiSegmentationOperator(self, CountCondition(self, 1), name="segmentation")
+            )
             return
         loader = DICOMDataLoaderOperator(
-            self, name="loader", input_folder=self.input_folder, must_load=False
+            self,
+            CountCondition(self, 1),  # an operator that waits for nothing would run for ever
+            name="loader",
+            input_folder=self.input_folder,
+            must_load=False,
         )
         selector = DICOMSeriesSelectorOperator(
             self,
@@ -88,4 +95,3 @@ class NiftiSegmentationOperator(Operator):
             segment_files(application.package, application.input_folder, application.output_folder)
         except Exception as error:  # noqa: BLE001 - Holoscan would only log it
             application.error = error
-        application.stop_execution()
