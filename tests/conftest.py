@@ -30,3 +30,32 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataRoot:
     folder.mkdir()
     monkeypatch.setenv("MEDSEG_DATA_ROOT", str(folder))
     return DataRoot.at(folder)
+
+
+ORDER = (
+    "unit/project",
+    "unit/config",
+    "unit/kubeflow",
+    "unit/cli",
+    "unit/deploy",
+    "unit/demo",
+    "unit/tracking",
+    "unit",
+    "pipelines/test_compiled",
+    "pipelines/test_manifests",
+    "services",
+    "pipelines/test_volume",
+    "pipelines",
+    "containers",
+)
+"""Parts of the tests, the cheap ones first; a test belongs to the longest that fits it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is cheap fails first."""
+
+    def rank(item: pytest.Item) -> int:
+        place = item.path.relative_to(PROJECT / "tests").as_posix()
+        return ORDER.index(max((p for p in ORDER if place.startswith(p)), key=len))
+
+    items.sort(key=rank)
