@@ -9,12 +9,36 @@ from medseg.kubeflow.platform import platform_arguments, platform_pipeline
 
 
 @platform_pipeline(
+    name="medseg-retrain",
+    secrets=("mlflow", "s3"),
+    gpu="train, validate, test_model, promote",
+)
+def retrain(config_file_path: str):
+    """From the NIfTI dataset to a judged model.
+
+    Args:
+        config_file_path: The task's config.
+    """
+    planned = plan_and_preprocess(config_file_path=config_file_path, **platform_arguments())
+    trained = components.train(config_file_path=config_file_path).after(planned)
+    validated = components.validate(config_file_path=config_file_path).after(trained)
+    packaged = components.convert_pt_to_ts(config_file_path=config_file_path).after(validated)
+    tested = components.test_model(config_file_path=config_file_path).after(packaged)
+    components.promote(config_file_path=config_file_path).after(tested)
+
+
+@platform_pipeline(
     name="medseg-lifecycle-stages",
     secrets=("dicomweb", "mlflow", "s3"),
-    gpu="train, validate, test_model",
+    gpu="train, validate, test_model, promote",
 )
 def lifecycle_stages(
-    studies: str, config_file_path: str, shards: int, deidentify: bool, report_name: str
+    studies: str,
+    config_file_path: str,
+    shards: int,
+    deidentify: bool,
+    min_new_cases: int,
+    report_name: str,
 ):
     """All stages from DICOM to the report.
 
@@ -23,6 +47,7 @@ def lifecycle_stages(
         config_file_path: The task's config.
         shards: Parts that are converted at the same time.
         deidentify: Name the cases by pseudonyms.
+        min_new_cases: New training cases that it takes to train again.
         report_name: Name of the report's folder in reports/.
     """
     converted = dicom_to_nifti(
@@ -33,30 +58,39 @@ def lifecycle_stages(
         deidentify=deidentify,
         **platform_arguments("dicomweb"),
     )
-    planned = plan_and_preprocess(config_file_path=config_file_path, **platform_arguments()).after(
-        converted
-    )
-    trained = components.train(config_file_path=config_file_path).after(planned)
-    validated = components.validate(config_file_path=config_file_path).after(trained)
-    packaged = components.convert_pt_to_ts(config_file_path=config_file_path).after(validated)
-    tested = components.test_model(config_file_path=config_file_path).after(packaged)
-    components.report(config_file_path=config_file_path, run=report_name).after(tested)
+    decided = components.decide_retraining(
+        config_file_path=config_file_path, min_new_cases=min_new_cases
+    ).after(converted)
+    # a loop over one config or none, since KFP cannot mount a claim by parameter inside dsl.If
+    with dsl.ParallelFor(decided.outputs["Output"]) as config:
+        retrained = retrain(config_file_path=config, **platform_arguments("mlflow", "s3"))
+    components.report(config_file_path=config_file_path, run=report_name).after(retrained)
 
 
 @platform_pipeline(
     name="medseg-lifecycle",
     display_name="Lifecycle",
     secrets=("dicomweb", "mlflow", "s3", "notify"),
-    gpu="train, validate, test_model",
+    gpu="train, validate, test_model, promote",
 )
-def lifecycle(studies: str, config_file_path: str, shards: int = 1, deidentify: bool = False):
+def lifecycle(
+    studies: str,
+    config_file_path: str,
+    shards: int = 1,
+    deidentify: bool = False,
+    min_new_cases: int = 1,
+):
     """From DICOM to a packaged, validated model and its report.
+
+    As a recurring run it converts new studies only, trains again when enough new cases came in,
+    and promotes the new model unless it is worse on the held-back test cases.
 
     Args:
         studies: DICOMweb URL (http(s)://…/dicom-web) or file:///mnt/Data/folder.
         config_file_path: The task's config; its test_cases are held back as the test set.
         shards: Parts that are converted at the same time.
         deidentify: Name the cases by pseudonyms in place of patient identifiers.
+        min_new_cases: New training cases that it takes to train again; 0 trains always.
     """
     failed = components.notify(
         pipeline="lifecycle", run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, last_stage="report"
@@ -67,6 +101,7 @@ def lifecycle(studies: str, config_file_path: str, shards: int = 1, deidentify: 
             config_file_path=config_file_path,
             shards=shards,
             deidentify=deidentify,
+            min_new_cases=min_new_cases,
             report_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
             **platform_arguments("dicomweb", "mlflow", "s3"),
         )

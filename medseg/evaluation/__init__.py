@@ -4,6 +4,8 @@
   :func:`test_model` makes the same summary for the held-back test cases, segmented with the
   packaged model; :func:`evaluate_folder` for any two folders.
 * :func:`kfp_metrics` flattens a summary for a KFP ``Metrics`` artifact.
+* :func:`decide_retraining` and :func:`promote` say whether a recurring run trains again, and
+  whether the new model takes the place of the present one.
 * :func:`write_report` joins everything into one HTML file.
 
 :mod:`medseg.evaluation.metrics` and :mod:`medseg.evaluation.summary` say what is measured and what
@@ -11,7 +13,17 @@ the summary adds to nnU-Net's schema.
 """
 
 from medseg.evaluation.held_back import test_model
+from medseg.evaluation.promotion import decide_retraining, describe_promotion, promote
 from medseg.evaluation.report import write_report
 from medseg.evaluation.summary import evaluate, evaluate_folder, kfp_metrics
 
-__all__ = ["evaluate", "evaluate_folder", "kfp_metrics", "test_model", "write_report"]
+__all__ = [
+    "decide_retraining",
+    "describe_promotion",
+    "evaluate",
+    "evaluate_folder",
+    "kfp_metrics",
+    "promote",
+    "test_model",
+    "write_report",
+]

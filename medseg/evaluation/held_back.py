@@ -34,9 +34,6 @@ def test_model(config: TaskConfig, fold: int | str | None = None) -> Summary:
         UserError: The model is not packaged.
         CasesFailedError: More cases failed than ``max_failed_cases``; the others are kept.
     """
-    from medseg.bundle import segment
-    from medseg.nnunet.dataset import place, remove_others
-
     if not config.test_cases:
         progress("the config names no test_cases: nothing to test")
         return {}
@@ -46,6 +43,30 @@ def test_model(config: TaskConfig, fold: int | str | None = None) -> Summary:
     if not model.is_file():
         raise UserError(f"the packaged model {model} does not exist: run convert_pt_to_ts first.")
     folder = config.fold_folder(fold) / "test"
+    summary, fresh = measure_model(config, model, folder)
+    if fresh:
+        log_summary(config, fold, "test", folder / SUMMARY, summary)
+    return summary
+
+
+def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summary, bool]:
+    """Segments the config's ``test_cases`` with any packaged model and measures the result.
+
+    Args:
+        config: The task's config; it names at least one test case.
+        model: The packaged ``model.ts``.
+        folder: Where predictions and ``summary.json`` go; what was segmented by the same model is
+            kept.
+
+    Returns:
+        The summary, and whether it was measured anew.
+
+    Raises:
+        CasesFailedError: More cases failed than ``max_failed_cases``; the others are kept.
+    """
+    from medseg.bundle import segment
+    from medseg.nnunet.dataset import place, remove_others
+
     sources = {case: case_files(config, case) for case in config.test_cases}
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -65,12 +86,11 @@ def test_model(config: TaskConfig, fold: int | str | None = None) -> Summary:
     done = Manifest(folder, "evaluate")
     inputs = pairs_fingerprint(pairs, config.labels)
     if done.is_done(inputs):
-        return read_summary(folder / SUMMARY)
+        return read_summary(folder / SUMMARY), False
     summary = evaluate_pairs(pairs, config.labels, allowed=config.max_failed_cases)
     write_json(folder / SUMMARY, summary)
-    log_summary(config, fold, "test", folder / SUMMARY, summary)
     done.record(inputs, [folder / SUMMARY])
-    return summary
+    return summary, True
 
 
 def case_files(config: TaskConfig, case: str) -> tuple[list[Path], Path]:

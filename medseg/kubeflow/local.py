@@ -165,6 +165,11 @@ def _for_here(pipeline: CompiledPipeline, arguments: dict[str, Any], *, images: 
         from medseg.kubeflow.containers import resolve_images
 
         resolve_images(spec, arguments)
+    else:
+        for label, executor in spec["deploymentSpec"]["executors"].items():
+            if "--function_to_execute" not in executor.get("container", {}).get("args", ()):
+                stage = label.removeprefix("exec-")
+                raise UserError(f"the stage {stage} is a container: run it with --runner docker.")
     for component in (spec["root"], *spec["components"].values()):
         for task in component.get("dag", {}).get("tasks", {}).values():
             task.pop("retryPolicy", None)

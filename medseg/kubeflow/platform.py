@@ -45,6 +45,7 @@ NEEDS: dict[str, Needs] = {
     "validate": Needs(gpu=True, shared_memory=True, secrets=("mlflow", "s3")),
     "segment": Needs(gpu=True, shared_memory=True),
     "test-model": Needs(gpu=True, shared_memory=True, secrets=("mlflow", "s3")),
+    "promote": Needs(gpu=True, shared_memory=True),
     "report": Needs(secrets=("mlflow", "s3")),
     "notify": Needs(secrets=("notify",)),
     "docker-build": Needs(secrets=("registry",), image="builder_image"),

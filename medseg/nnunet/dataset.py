@@ -138,6 +138,19 @@ def prepared(config: TaskConfig) -> dict[str, Any]:
     return dict(content["result"])
 
 
+def training_cases(config: TaskConfig) -> dict[str, list[Path]]:
+    """The files of every training case in ``data_dir`` that has its images and its label.
+
+    Args:
+        config: The task's config; its ``test_cases`` are left out.
+
+    Raises:
+        UserError: As :func:`prepare_dataset`, where ``data_dir`` cannot be read at all.
+    """
+    cases, _ = _find_cases(config, Failures("prepare_dataset"))
+    return {case: [*files.images, files.label] for case, files in cases.items()}
+
+
 def place(source: Path, target: Path) -> None:
     """Makes ``target`` the same file as ``source``: a hard link where possible, else a copy."""
     if target.exists() and target.samefile(source):

@@ -6,7 +6,8 @@ import pytest
 
 from medseg.kubeflow.compiled import pipeline_names, read_pipeline, read_yaml
 from medseg.kubeflow.containers import resolve_images
-from medseg.project import UserError
+from medseg.kubeflow.local import run_local
+from medseg.project import DataRoot, UserError
 
 
 def images(name: str, **arguments: object) -> dict[str, str]:
@@ -51,3 +52,9 @@ def test_an_image_that_another_stage_makes_is_refused() -> None:
     }
     with pytest.raises(UserError, match="the image of stage a is only known while"):
         resolve_images(spec, {})
+
+
+def test_a_container_component_needs_docker(root: DataRoot) -> None:
+    given = {"input_folder_path": "in", "output_folder_path": "out", "image": "a/spleen:1"}
+    with pytest.raises(UserError, match="stage inference is a container: run it with --runner"):
+        run_local(read_pipeline("inference"), root, given)

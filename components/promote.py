@@ -1,0 +1,39 @@
+"""Component ``promote``."""
+
+from kfp import dsl
+from kfp.dsl import Markdown, Metrics, Model, Output
+
+from medseg.kubeflow.settings import load_settings
+
+
+@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+def promote(
+    config_file_path: str,
+    metrics: Output[Metrics],
+    decision: Output[Markdown],
+    model: Output[Model],
+):
+    """Makes the packaged model the present one, unless it is worse on the fixed test set.
+
+    Args:
+        config_file_path: The task's config; its test_cases are the test set.
+        metrics: Mean Dice of both models, and the decision (1: promoted).
+        decision: The same as a table, with the reason.
+        model: The present model after the decision.
+    """
+    from pathlib import Path
+
+    from medseg.config import load_config
+    from medseg.evaluation import describe_promotion
+    from medseg.evaluation import promote as judge
+    from medseg.project import stage
+
+    with stage("promote", target=config_file_path) as root:
+        config = load_config(config_file_path, root)
+        judgement = judge(config)
+        metrics.log_metric("promoted", int(judgement["promoted"]))
+        for name in ("candidate", "present"):
+            if (judgement[name] or {}).get("Dice") is not None:
+                metrics.log_metric(f"{name}_Dice", judgement[name]["Dice"])
+        Path(decision.path).write_text(describe_promotion(judgement), encoding="utf-8")
+        model.metadata["path"] = root.relative(config.bundle_folder / "models" / "model.ts")
