@@ -185,7 +185,7 @@ def test_lifecycle_repeats_nothing_that_is_done(project: Path) -> None:
     run_pipeline("lifecycle", project, **arguments)
     for pattern, times in before.items():
         assert times
-        assert modified(project, pattern) == times, pattern
+        assert times.items() <= modified(project, pattern).items(), pattern
     summary = json.loads((fold_folder(project) / "test/summary.json").read_text())
     assert len(summary["metric_per_case"]) == HELD_BACK
 

@@ -1,4 +1,4 @@
-"""``lifecycle`` as a recurring run: it retrains on enough new cases, and promotes what is not worse.
+"""``lifecycle`` as a recurring run: retraining on enough new cases, promoting what is not worse.
 
 The tests build on each other, like the nights of one project.
 """
