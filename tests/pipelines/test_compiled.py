@@ -23,7 +23,7 @@ from medseg.kubeflow.settings import SETTINGS_VARIABLE, PlatformSettings, load_s
 from medseg.project import UserError
 
 PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
-GPU = {"train", "validate", "segment", "test-model", "inference"}
+GPU = {"train", "validate", "segment", "test-model", "promote", "inference"}
 """Stages that compute on a GPU, said once more here, so that no other comes to ask for one."""
 
 SITE = {
