@@ -113,4 +113,5 @@ def _convert(checkpoint: Mapping[str, Any], config: TaskConfig) -> dict[str, Any
 
 def _link(link: Path, target: Path) -> None:
     with atomic_file(link) as temporary:
+        temporary.unlink()
         temporary.symlink_to(target.relative_to(link.parent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +97,10 @@ def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
             network, patches[:1], check_trace=False
         )
+    packed = io.BytesIO()  # on a full disk TorchScript's own writer aborts the process
+    torch.jit.save(traced, packed, _extra_files=extra)
     with atomic_file(target) as temporary:
-        torch.jit.save(traced, temporary, _extra_files=extra)
+        temporary.write_bytes(packed.getbuffer())
         difference = compare(network, load_packaged(temporary).network, patches)
     write_metadata(config, metadata)
     result = {

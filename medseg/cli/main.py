@@ -9,15 +9,18 @@ import click
 
 from medseg import __version__
 from medseg.cli import cluster, deploy
-from medseg.project.errors import UserError
+from medseg.project.errors import UserError, explain_os_error
 
 
 class _Commands(click.Group):
-    """Shows a :class:`UserError` as one line, with exit status 1."""
+    """Shows what the user can mend as one line, with exit status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except OSError as error:
+                raise explain_os_error(error) or error from error
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(1)

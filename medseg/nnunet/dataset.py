@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,14 +153,22 @@ def training_cases(config: TaskConfig) -> dict[str, list[Path]]:
     return {case: [*files.images, files.label] for case, files in cases.items()}
 
 
-def place(source: Path, target: Path) -> None:
-    """Makes ``target`` the same file as ``source``: a hard link where possible, else a copy."""
-    if target.exists() and target.samefile(source):
+def place(source: Path, target: Path, *, link: bool = True) -> None:
+    """Makes ``target`` the same file as ``source``: a hard link where possible, else a copy.
+
+    Args:
+        source: The file.
+        target: Its other name.
+        link: False for a copy that does not change when ``source`` is edited in place.
+    """
+    if link and target.exists() and target.samefile(source):
         return
     with atomic_file(target) as temporary:
-        try:
-            os.link(source.resolve(), temporary)
-        except OSError:  # another volume, or one without hard links
+        temporary.unlink()
+        with suppress(OSError):  # another volume, or one without hard links
+            if link:
+                os.link(source.resolve(), temporary)
+        if not temporary.exists():
             shutil.copy2(source, temporary)
 
 
@@ -304,18 +314,36 @@ def _prepare_case(
         for image, path in zip(volumes, targets, strict=True):
             with atomic_file(path) as temporary:
                 sitk.WriteImage(image, str(temporary), useCompression=True)
-    _place_nifti(files.label, target)
+                check_written(temporary)
+    _place_nifti(files.label, target, link=False)  # a label edited in place must not change here
     Manifest(raw, f"case-{case}").record(inputs, [*targets, target])
 
 
-def _place_nifti(source: Path, target: Path) -> None:
+def _place_nifti(source: Path, target: Path, *, link: bool = True) -> None:
     if source.name.endswith(ENDING):
-        place(source, target)
+        place(source, target, link=link)
         return
     import SimpleITK as sitk  # noqa: N813
 
     with atomic_file(target) as temporary:
         sitk.WriteImage(_read(source), str(temporary), useCompression=True)
+        check_written(temporary)
+
+
+def check_written(path: Path) -> None:
+    """Reads a compressed file to its end: ITK does not say that the disk was full.
+
+    Raises:
+        OSError: The file is cut off.
+    """
+    from isal import igzip
+
+    try:
+        with igzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except (EOFError, OSError):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
 
 
 def _read(path: Path) -> sitk.Image:

@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from medseg.nnunet.dataset import ENDING, place, prepared, remove_others
 from medseg.nnunet.paths import environment, processes
 from medseg.nnunet.workers import for_each_case
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress, write_json
-from medseg.project.files import PARTIAL
+from medseg.project.files import PARTIAL, disk_errors
 
 PLANNERS = {
     "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
@@ -166,11 +166,21 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
             ) from None
         extracted.record(fingerprint([], settings), [folder / "dataset_fingerprint.json"])
     progress(f"planning {config.nnunet_plans_name}")
+    _remove_broken(plans_file)
     planner_class = _planner(config.nnunet_plans_name)
     with quiet():
         planner_class(config.dataset_name, plans_name=config.nnunet_plans_name).plan_experiment()
     planned.record(fingerprint([], settings), [])
     return plans_file
+
+
+def _remove_broken(plans_file: Path) -> None:
+    """Removes plans that a kill cut off; the planner would read them to add its own."""
+    with suppress(OSError):
+        try:
+            json.loads(plans_file.read_text(encoding="utf-8"))
+        except ValueError:
+            plans_file.unlink()
 
 
 def _planner(plans_name: str) -> Any:
@@ -283,7 +293,7 @@ def _preprocess_case(
     temporary = folder / f"{PARTIAL}{case}"
     temporary.mkdir(exist_ok=True)
     try:
-        with quiet():
+        with quiet(), disk_errors(temporary / "more"):
             configuration.preprocessor_class(verbose=False).run_case_save(
                 str(temporary / case), images, label, plans, configuration, dataset
             )

@@ -148,12 +148,7 @@ class ExtendedTraining:
     def save_checkpoint(self, filename: str) -> None:
         """Saves a checkpoint, all of it or nothing."""
         with atomic_file(Path(filename)) as temporary:
-            try:
-                super().save_checkpoint(str(temporary))  # type: ignore[misc]
-            except RuntimeError:  # how torch reports a full disk
-                with temporary.open("ab") as file:
-                    file.write(bytes(1 << 20))  # raises the OSError with its number
-                raise
+            super().save_checkpoint(str(temporary))  # type: ignore[misc]
         self._saved_epoch = self.current_epoch
 
 

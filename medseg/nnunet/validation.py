@@ -9,7 +9,7 @@ from typing import Any
 
 from medseg.config import TaskConfig
 from medseg.nnunet.checkpoints import load_checkpoint
-from medseg.nnunet.dataset import ENDING, remove_others
+from medseg.nnunet.dataset import ENDING, check_written, remove_others
 from medseg.nnunet.paths import environment, processes
 from medseg.nnunet.preprocessing import preprocessed, quiet
 from medseg.nnunet.training import _split_of, _threads, require_final
@@ -93,6 +93,7 @@ def _predict(
                 str(temporary).removesuffix(ENDING),
                 num_threads_torch=torch.get_num_threads(),
             )
+            check_written(temporary)
         Manifest(folder, case).record(inputs, [target])
 
     count = total - len(cases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 
@@ -47,9 +48,14 @@ def explain_os_error(error: OSError) -> UserError | None:
             f"the disk is full: writing {where} failed. Free some space or enlarge the volume, "
             "then run the same command again; finished work is kept."
         )
+    if error.errno == errno.EACCES and error.filename and os.access(error.filename, os.F_OK):
+        return UserError(
+            f"{where} cannot be opened: it belongs to another user. Change its owner or mode (or "
+            "run as its owner), then run the same command again."
+        )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(
-            f"{where} cannot be written: the data root is read-only or belongs to another user. "
+            f"{where} cannot be written: its volume is read-only or belongs to another user. "
             "Mount it writable (or run as its owner), then run the same command again."
         )
     return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,19 +23,75 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the suffixes of ``path`` (writers choose the format by them).
 
+    The temporary file is there already, empty. What a killed writer left of ``path`` is removed.
+
     Args:
         path: The target. Its folder is made if needed.
 
     Yields:
         The name to write to.
+
+    Raises:
+        OSError: Also where the writing library hides a full disk behind another error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
     temporary = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
+    temporary.touch()
     try:
-        yield temporary
+        with _claimed(temporary), disk_errors(temporary):
+            yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Makes an ``OSError`` of a ``RuntimeError`` that a full disk has caused.
+
+    That is how torch and Blosc report one, without its number; writing on raises it.
+
+    Args:
+        path: The file that is being written, or one in the same folder.
+    """
+    try:
+        yield
+    except RuntimeError:
+        existed = path.exists()
+        try:
+            with path.open("ab") as file:
+                file.write(bytes(1 << 20))
+        finally:
+            if not existed:
+                path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _claimed(temporary: Path) -> Iterator[None]:
+    """Marks unfinished work as somebody's; the kernel forgets the mark when its owner ends."""
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a volume without locks
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_stale(path: Path) -> None:
+    for stale in path.parent.glob(f"{PARTIAL}????????-{escape(path.name)}"):
+        with suppress(OSError):
+            handle = os.open(stale, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where it is somebody's
+                if stale.is_dir():
+                    shutil.rmtree(stale, ignore_errors=True)
+                else:
+                    stale.unlink()
+            finally:
+                os.close(handle)
 
 
 @contextmanager
@@ -46,12 +105,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         The folder to fill.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f"{PARTIAL}*-{path.name}"):
-        shutil.rmtree(stale, ignore_errors=True)
+    _remove_stale(path)
     temporary = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
     temporary.mkdir()
     try:
-        yield temporary
+        with _claimed(temporary), disk_errors(temporary / "more"):
+            yield temporary
         if path.exists():
             old = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
             path.replace(old)

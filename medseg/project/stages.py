@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,7 +62,8 @@ def stage(name: str, *, target: str = "") -> Iterator[DataRoot]:
         with ExitStack() as stack:
             try:
                 root = DataRoot.from_environment()
-                key = "-".join(filter(None, (name, re.sub(r"[^\w.=-]+", "_", target).strip("_"))))
+                given = _same_place(root, target)
+                key = "-".join(filter(None, (name, re.sub(r"[^\w.=-]+", "_", given).strip("_"))))
                 stack.enter_context(lock(root, f"stage-{key}"))
                 yield root
             except OSError as error:
@@ -71,8 +72,8 @@ def stage(name: str, *, target: str = "") -> Iterator[DataRoot]:
                     raise
                 raise explained from error
     except UserError as error:
-        _announce("error", str(error), error=type(error).__name__)
         print(f"error: {error}", file=sys.stderr, flush=True)
+        _announce("error", str(error), error=type(error).__name__)
         raise SystemExit(1) from None
     except BaseException as error:
         _announce("error", f"{type(error).__name__}: {error}", error=type(error).__name__)
@@ -81,6 +82,14 @@ def stage(name: str, *, target: str = "") -> Iterator[DataRoot]:
         _announce("end", f"{time.monotonic() - started:.1f} s")
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _same_place(root: DataRoot, target: str) -> str:
+    """``target`` in one spelling, where it is a path of the data root in one of several."""
+    try:
+        return root.relative(root.resolve(target))
+    except UserError:  # no path, or one that the stage itself will refuse
+        return target
 
 
 def progress(message: str, done: int | None = None, total: int | None = None) -> None:
@@ -207,5 +216,5 @@ def _announce(event: str, message: str, **values: Any) -> None:
             **values,
         }
     )
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with suppress(OSError), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")  # a full disk must not hide what the stage has to say

@@ -1,24 +1,31 @@
-"""Runs the benchmarks: ``./build.sh bench [NAME…]``."""
+"""Runs the benchmarks: ``./build.sh bench [NAME…]``; without names all of them.
+
+With one name, what follows goes to that benchmark: ``./build.sh bench nnunet --dataset DIR``.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+
+KNOWN = ("demo", "overhead", "nnunet", "segment", "containers")
+"""In this order: the demo leaves the model that others measure."""
 
 
 def main() -> int:
-    folder = Path(__file__).parent
-    known = sorted(path.stem.removesuffix("_bench") for path in folder.glob("*_bench.py"))
-    names = sys.argv[1:] or known
-    unknown = set(names) - set(known)
+    """Runs them one after the other; returns an exit status."""
+    names = sys.argv[1:] or list(KNOWN)
+    options = names[1:] if len(names) > 1 and names[1].startswith("-") else []
+    names = names[:1] if options else names
+    unknown = sorted(set(names) - set(KNOWN))
     if unknown:
-        print(f"unknown benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        print(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(KNOWN)}")
         return 2
     status = 0
     for name in names:
         print(f"== {name}", flush=True)
-        status |= subprocess.run([sys.executable, folder / f"{name}_bench.py"]).returncode
+        module = f"tests.bench.{name}_bench"
+        status |= subprocess.run([sys.executable, "-m", module, *options]).returncode
     return status
 
 

@@ -1,7 +1,10 @@
 """``segment`` against ``nnUNetv2_predict`` on one case: wall time, and Dice between the results.
 
+    ./build.sh bench segment [IMAGE --model model.ts --results FOLDER]
+
 Both start in a fresh process each time, by turns, so that load on the machine meets both alike.
-The two must be the same fold: the packaged file, and nnU-Net's own model folder.
+The two must be the same fold: the packaged file, and nnU-Net's own model folder. By default they
+are the demo's, and the image is one of its test cases.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+
+from tests.bench import project
 
 OURS = """
 import sys
@@ -51,13 +56,12 @@ def dice(first: Path, second: Path) -> dict[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("image", type=Path, help="a NIfTI file of one channel")
-    parser.add_argument("--model", type=Path, required=True, help="model.ts")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("image", type=Path, nargs="?", help="a NIfTI file of one channel")
+    parser.add_argument("--model", type=Path, help="model.ts")
     parser.add_argument(
         "--results",
         type=Path,
-        required=True,
         help="nnU-Net's folder of the trained model: holds plans.json and fold_F",
     )
     parser.add_argument("--fold", default="0")
@@ -65,6 +69,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-tta", action="store_true", help="no test-time augmentation")
     options = parser.parse_args()
+    given = (options.image, options.model, options.results)
+    if not all(given):
+        if any(given):
+            parser.error("IMAGE, --model and --results belong together")
+        options.image = project.held_back_image()
+        options.model, options.results = project.model_file(), project.results_folder()
     with tempfile.TemporaryDirectory() as folder:
         images, theirs, ours = (Path(folder, name) for name in ("in", "theirs", "case.nii.gz"))
         images.mkdir()
@@ -82,8 +92,9 @@ def main() -> None:
     for our_time, their_time in times:
         print(f"segment {our_time:.2f} s, nnUNetv2_predict {their_time:.2f} s")
     ratio = statistics.median(our_time / their_time for our_time, their_time in times)
-    print(f"ratio (median of {options.repeats}): {ratio:.2f}")
-    print("Dice between the two:", ", ".join(f"{k}: {v:.5f}" for k, v in agreement.items()))
+    print(f"ratio (median of {options.repeats}): {ratio:.2f} (target: below 1)")
+    shown = ", ".join(f"label {key}: {value:.5f}" for key, value in agreement.items())
+    print(f"Dice between the two: {shown} (target: at least 0.995)")
 
 
 if __name__ == "__main__":

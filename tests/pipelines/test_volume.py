@@ -54,7 +54,7 @@ def test_read_only_data_root(small_volume: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_volume], check=True)
     done = medseg(*run_arguments("nifti_to_dicom", small_volume, **ARGUMENTS))
     assert done.returncode == 1
-    assert "the data root is read-only or belongs to another user. Mount it writable" in done.stderr
+    assert "its volume is read-only or belongs to another user. Mount it writable" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert contents(small_volume) == before
 

@@ -26,7 +26,7 @@ def test_user_error_is_one_line_and_status_1(
     ("number", "sentence"),
     [
         (errno.ENOSPC, "the disk is full: writing /mnt/x failed. Free some space"),
-        (errno.EROFS, "/mnt/x cannot be written: the data root is read-only"),
+        (errno.EROFS, "/mnt/x cannot be written: its volume is read-only"),
     ],
 )
 def test_errors_of_the_volume_become_sentences(
