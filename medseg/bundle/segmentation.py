@@ -86,7 +86,7 @@ def segment(
         return targets
 
     settings = [fingerprint([model]), test_time_augmentation, device, precision]
-    failures = Failures("segment")
+    failures = Failures("segment", private=True)
     written = []
     for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
         with failures.case(case.name):

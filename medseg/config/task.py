@@ -27,6 +27,12 @@ LABEL_KEY = "label"
 Label = int | list[int]
 
 
+_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
+"""Names that become parts of file names."""
+
+_SUFFIX = re.compile(r"[\w.-]+")
+
+
 def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -140,11 +146,46 @@ class TaskConfig(_Strict):
             raise ValueError("must be a number from 1 to 999, such as 9 or '09'")
         return value
 
-    @field_validator("experiment_name")
+    @field_validator("experiment_name", "configuration", "trainer_class_name", "nnunet_plans_name")
     @classmethod
     def _valid_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value):
+        if not _NAME.fullmatch(value):
             raise ValueError("may hold letters, digits, '_', '-' and '.' only")
+        return value
+
+    @field_validator("test_cases")
+    @classmethod
+    def _valid_cases(cls, value: list[str]) -> list[str]:
+        for case in value:
+            if "/" in case or "\0" in case or case in ("", ".", ".."):
+                raise ValueError(f"{case!r} is no case: give names of cases, without folders")
+        return value
+
+    @field_validator("modality_dict")
+    @classmethod
+    def _valid_suffixes(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, suffix in value.items():
+            if not _SUFFIX.fullmatch(suffix):
+                raise ValueError(
+                    f"{key}: {suffix!r} is no file suffix: it may hold letters, digits, '_', '-' "
+                    "and '.' only"
+                )
+        return value
+
+    @field_validator("fold", mode="before")
+    @classmethod
+    def _valid_fold(cls, value: Any) -> Any:
+        if value != "all" and not re.fullmatch(r"\d+", str(value)):
+            raise ValueError("must be the number of a fold (0, 1, 2, …) or 'all'")
+        return value if value == "all" else int(value)
+
+    @field_validator("labels", "label_dict", mode="before")
+    @classmethod
+    def _whole_labels(cls, value: Any) -> Any:
+        for name, given in value.items() if isinstance(value, dict) else ():
+            for number in given if isinstance(given, list) else [given]:
+                if isinstance(number, bool) or (isinstance(number, int) and number < 0):
+                    raise ValueError(f"{name}: values must be whole numbers from 0")
         return value
 
     @model_validator(mode="after")
@@ -168,6 +209,12 @@ class TaskConfig(_Strict):
         if self.has_regions and not self.regions_class_order:
             raise ValueError(
                 "regions_class_order: is needed where a label is a list of values (region-based)"
+            )
+        regions = len(self.labels.keys() - {"background", "ignore"})
+        if self.has_regions and len(self.regions_class_order or ()) != regions:
+            raise ValueError(
+                f"regions_class_order: must hold {regions} values, one for each label but the "
+                "background"
             )
         values = self.label_values
         if not self.has_regions and values != list(range(len(values))):

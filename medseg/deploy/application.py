@@ -185,7 +185,7 @@ def segment_studies(
         study.uid: (output / folders[study.uid] if len(studies) > 1 else output) / name
         for study in studies
     }
-    failures = Failures("inference")
+    failures = Failures("inference", private=True)
     for number, study in enumerate(studies, start=1):
         case = folders[study.uid] if len(studies) > 1 else "the study"
         target = targets[study.uid]
@@ -284,7 +284,7 @@ def segment_files(package: Package, input_folder: Path, output: Path) -> list[Pa
 
     with _explained(output):
         cases = _find_cases(package.task, input_folder)
-    failures = Failures("inference")
+    failures = Failures("inference", private=True)
     targets = [output / f"{case}{SUFFIXES['nifti']}" for case in cases]
     _refuse_foreign(output, targets)
     for number, ((case, files), target) in enumerate(zip(cases.items(), targets, strict=True), 1):

@@ -111,5 +111,6 @@ def _name(entry: dict[str, str | int]) -> str:
 def private_folder(root: DataRoot) -> Path:
     """Where identifiers lie that must not leave the data root (made if needed)."""
     folder = root.path / ".medseg" / "dicom"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     return folder

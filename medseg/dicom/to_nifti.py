@@ -97,16 +97,22 @@ def convert_studies(
         reason: studies without image series).
 
     Raises:
-        UserError: The source cannot be read.
+        UserError: The source cannot be read, or the config's dataset has another format.
         CasesFailedError: More cases failed than the config's ``max_failed_cases`` (without a
             config: any); the others are finished.
     """
     folder = root.resolve(output_folder, field="output_folder")
+    if config is not None and config.dataset_format != "subfolders":
+        raise UserError(
+            f"dataset_format: studies are converted to the format 'subfolders', but "
+            f"{config.path.name} says {config.dataset_format!r}: set it to subfolders, with a "
+            "data_dir of its own."
+        )
     source = open_source(root, studies)
     wanted = set(study_uids)
     listed = [study for study in source.studies() if study.uid in wanted]
     names = case_names(root, folder, listed, deidentify=deidentify)
-    failures = Failures("dicom_to_nifti")
+    failures = Failures("dicom_to_nifti", private=True)
     for uid in study_uids:
         if uid not in names:
             failures.reasons[uid] = f"{studies} does not hold this study (any more)"

@@ -18,8 +18,8 @@ from medseg.nnunet.checkpoints import load_checkpoint, safe_types
 from medseg.nnunet.paths import available_cpus, environment
 from medseg.nnunet.preprocessing import preprocessed
 from medseg.nnunet.workers import die_with_parent
-from medseg.project import Manifest, UserError, fingerprint, progress, write_json
-from medseg.tracking import Tracker, masked, open_run
+from medseg.project import Manifest, UserError, fingerprint, lock, progress, write_json
+from medseg.tracking import Tracker, is_behind, masked, open_run
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 
@@ -61,6 +61,12 @@ def train(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
             wrong; with ``run_validation_only``, the fold has no final checkpoint.
     """
     fold = config.fold if fold is None else fold
+    place = config.root.relative(config.fold_folder(fold)).replace("/", "_")
+    with lock(config.root, f"train-{place}"):  # two configs may name one folder
+        return _train(config, fold)
+
+
+def _train(config: TaskConfig, fold: int | str) -> dict[str, Any]:
     folder = config.fold_folder(fold)
     if config.run_validation_only:
         require_final(config, fold)
@@ -82,7 +88,7 @@ def train(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
         finished = Manifest(folder, "train")
         if config.run_validation_only or finished.is_done(fingerprint([], record)):
             progress(f"fold {fold} is trained already")
-            return dict(finished.read().get("result") or _result(config, trainer, folder, ""))
+            return _finished_before(config, trainer, finished, data)
         checkpoint = _newest(folder)
         if checkpoint is not None:
             reason = _why_anew(config, folder, record, checkpoint, trainer)
@@ -92,7 +98,7 @@ def train(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
                 checkpoint = None
             elif checkpoint.name == FINAL and _epochs(checkpoint) >= trainer.num_epochs:
                 progress(f"fold {fold} is trained already; its settings are those of its training")
-                return dict(finished.read().get("result") or _result(config, trainer, folder, ""))
+                return _finished_before(config, trainer, finished, data)
         folder.mkdir(parents=True, exist_ok=True)
         with open_run(config, fold) as tracker:
             finished.path.unlink(missing_ok=True)
@@ -113,6 +119,22 @@ def require_final(config: TaskConfig, fold: int | str) -> Path:
     if not path.is_file():
         raise UserError(f"fold {fold} has no {FINAL} in {path.parent}: finish its training first.")
     return path
+
+
+def _finished_before(
+    config: TaskConfig, trainer: Any, finished: Manifest, data: dict[str, Any]
+) -> dict[str, Any]:
+    """The result of a training that ended earlier; what MLflow has not taken then, it gets now."""
+    folder = finished.folder
+    if is_behind(config, trainer.fold):
+        log = load_checkpoint(folder / FINAL, mmap=True)["logging"]
+        trainer.logger.my_fantastic_logging = log
+        with open_run(config, trainer.fold) as tracker:
+            tracker.params(_parameters(config, trainer, data))
+            for epoch in range(len(log["epoch_end_timestamps"])):
+                _log(trainer, tracker, epoch)
+            _artifacts(config, trainer, tracker, sorted(folder.glob("training_log_*.txt"))[-1:])
+    return dict(finished.read().get("result") or _result(config, trainer, folder, ""))
 
 
 # --- what to do with a fold ---
@@ -231,7 +253,7 @@ def _run(
             finally:
                 trainer.close()
                 with redirect_stdout(console):
-                    _artifacts(config, trainer, tracker, log.name)
+                    _artifacts(config, trainer, tracker, [Path(log.name)])
 
 
 def _announce(trainer: Any, start: int, checkpoint: Path | None) -> None:
@@ -321,9 +343,9 @@ def _parameters(config: TaskConfig, trainer: Any, data: dict[str, Any]) -> dict[
     }
 
 
-def _artifacts(config: TaskConfig, trainer: Any, tracker: Tracker, log: str) -> None:
+def _artifacts(config: TaskConfig, trainer: Any, tracker: Tracker, logs: list[Path]) -> None:
     folder = Path(trainer.output_folder)
-    for path in (folder / "progress.png", folder.parent / "plans.json", Path(log)):
+    for path in (folder / "progress.png", folder.parent / "plans.json", *logs):
         if path.is_file():
             tracker.artifact(path, f"fold_{trainer.fold}")
     # The config goes along without a password that its tracking_uri may hold.

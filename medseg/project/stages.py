@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -121,10 +122,13 @@ class Failures:
 
     Args:
         stage: The stage's name, for the message.
+        private: Whether the messages of unforeseen errors are left out, as they may quote what
+            stands in a DICOM header; the place in the code is named instead.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, *, private: bool = False) -> None:
         self.stage = stage
+        self.private = private
         self.reasons: dict[str, str] = {}
 
     @contextmanager
@@ -140,7 +144,13 @@ class Failures:
             self._record(case, error)
 
     def _record(self, case: str, error: Exception) -> None:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, UserError):
+            text = str(error)
+        elif self.private:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
+        else:
+            text = f"{type(error).__name__}: {error}"
         self.reasons[case] = text
         progress(f"{case} failed: {text}")
 

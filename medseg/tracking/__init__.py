@@ -6,7 +6,7 @@ sqlite:///<root>/mlflow.db`` shows it. A server that is away never stops a stage
 are sent later.
 """
 
-from medseg.tracking.runs import Tracker, open_run
+from medseg.tracking.runs import Tracker, is_behind, open_run
 from medseg.tracking.store import masked
 
-__all__ = ["Tracker", "masked", "open_run"]
+__all__ = ["Tracker", "is_behind", "masked", "open_run"]

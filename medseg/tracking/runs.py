@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,11 +210,26 @@ class Tracker:
                 self._client.set_terminated(self.run_id, status)
             except Exception as error:  # noqa: BLE001 - as in _flush
                 progress(f"MLflow: the run's end was not recorded ({type(error).__name__})")
-        if self._values or self._params or self._artifacts:
+        marker = _unsent(self._config, self._fold)
+        if not (self._values or self._params or self._artifacts):
+            marker.unlink(missing_ok=True)
+        else:
+            with suppress(OSError):
+                marker.parent.mkdir(parents=True, exist_ok=True)
+                marker.touch()
             progress(
                 f"MLflow is still away: {len(self._values)} values and {len(self._artifacts)} "
-                "files were not sent; a later stage or a resumed training sends its own"
+                "files were not sent; run the same stage again when it is back"
             )
+
+
+def is_behind(config: TaskConfig, fold: int | str) -> bool:
+    """Whether a stage of this fold ended with values that the store has not taken."""
+    return _unsent(config, fold).exists()
+
+
+def _unsent(config: TaskConfig, fold: int | str) -> Path:
+    return config.fold_folder(fold) / ".medseg" / "mlflow-unsent"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The demo's data root, which the benchmarks share: phantoms, a short training, a packaged model."""
+"""The demo's data root, which the benchmarks share: phantoms, a short training, a model."""
 
 from __future__ import annotations
 

@@ -100,6 +100,27 @@ def test_optional_keys_of_maia(root: DataRoot) -> None:
             "modality_dict: two entries have the same suffix",
         ),
         ({"modality_list": ["CT", "PT"]}, "modality_list: must name 1 channels"),
+        ({"fold": -1}, "'fold': must be the number of a fold"),
+        ({"fold": True}, "'fold': must be the number of a fold"),
+        ({"configuration": "../3d"}, "'configuration': may hold letters, digits"),
+        ({"nnunet_plans_name": "../../x"}, "'nnunet_plans_name': may hold letters, digits"),
+        (
+            {"modality_dict": {"image": "/../../x.nii.gz", "label": "_l.nii.gz"}},
+            "'modality_dict': image: '/../../x.nii.gz' is no file suffix",
+        ),
+        ({"test_cases": ["../a"]}, "'test_cases': '../a' is no case"),
+        (
+            {"labels": {"background": 0, "a": True}, "label_dict": ""},
+            "'labels': a: values must be whole numbers",
+        ),
+        (
+            {
+                "labels": {"background": 0, "a": [1, 2], "b": [2]},
+                "label_dict": "",
+                "regions_class_order": [1],
+            },
+            "regions_class_order: must hold 2 values",
+        ),
         ({"data_dir": "/somewhere/else"}, "data_dir: /somewhere/else lies outside the data root"),
         ({"data_dir": "../x"}, "data_dir: ../x lies outside the data root"),
         (

@@ -19,6 +19,7 @@ import torch
 from medseg.config import TaskConfig
 from medseg.nnunet import load_checkpoint, predict_validation, train
 from medseg.project import Manifest, UserError
+from tests.services.mlflow_server import free_port, start_server
 
 from .conftest import Trained, read_until, run_stage, write_config
 
@@ -69,6 +70,33 @@ def test_result_and_mlflow(trained: Trained) -> None:
     names = {Path(item.path).name for item in client.list_artifacts(result["run_id"], "fold_0")}
     assert {"progress.png", "plans.json", "config.yaml"} < names
     assert any(name.startswith("training_log") for name in names)
+
+
+def test_a_finished_training_catches_up_when_the_store_is_back(
+    own_root: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    config = write_config(
+        own_root,
+        configuration="tiny",
+        num_epochs=2,
+        bundle_config={"bundle_root": "bundle", "tracking_uri": address},
+    )
+    assert train(config)["run_id"] == ""
+    server = start_server(tmp_path, port)
+    try:
+        train(config)
+        client = MlflowClient(address)
+        (run,) = client.search_runs([client.get_experiment_by_name("Hippocampus").experiment_id])
+        history = client.get_metric_history(run.info.run_id, "train_loss")
+        assert [item.value for item in history] == pytest.approx(losses(config, 0))
+        names = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "fold_0")}
+        assert any(name.startswith("training_log") for name in names)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def test_the_console_gets_one_line_an_epoch(trained: Trained) -> None:

@@ -70,6 +70,16 @@ def test_one_failed_case_does_not_lose_the_others(root: DataRoot) -> None:
         failures.check(total=3)
 
 
+def test_unforeseen_errors_of_private_stages_quote_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failures = Failures("convert", private=True)
+    with failures.case("a"):
+        raise ValueError("Invalid value for PN: 'Doe^Jane'")
+    assert failures.reasons["a"].startswith("ValueError in test_stages.py, line ")
+    assert "Doe" not in capsys.readouterr().out
+
+
 def test_a_full_disk_stops_the_stage_at_once() -> None:
     with pytest.raises(OSError), Failures("convert").case("a"):
         raise OSError(errno.ENOSPC, "full")

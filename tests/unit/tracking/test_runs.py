@@ -5,11 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,8 @@ import yaml
 
 from medseg.config import TaskConfig, load_config
 from medseg.project import DataRoot
-from medseg.tracking import masked, open_run, runs
+from medseg.tracking import is_behind, masked, open_run, runs
+from tests.services.mlflow_server import free_port, start_server
 
 
 def task(root: DataRoot, **bundle: Any) -> TaskConfig:
@@ -143,32 +139,6 @@ def test_a_server_that_is_away_for_a_while(
             server.wait()
         tracker.metrics({"loss": 1.0}, step=2)  # away again: no error
     assert "MLflow is back" in capsys.readouterr().out
+    assert is_behind(config, 0)
     record = json.loads((config.fold_folder() / ".medseg" / "mlflow.json").read_text())
     assert record == {f"http://127.0.0.1:{port}": run_id}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    options = ["--port", str(port), "--workers", "1"]
-    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    server = subprocess.Popen(
-        [*command, *options, *store, "--artifacts-destination", str(folder / "artifacts")],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-    )
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-            return server
-        except OSError:
-            time.sleep(0.5)
-    os.killpg(server.pid, signal.SIGKILL)
-    pytest.fail("the MLflow server did not start")
