@@ -45,7 +45,7 @@ def test_a_bfloat16_step_has_the_loss_of_the_float32_step(preprocessed_root) -> 
     from medseg.nnunet import environment
     from medseg.nnunet.trainer import make_trainer, seed_all
 
-    config = write_config(preprocessed_root, configuration="tiny")
+    config = write_config(preprocessed_root, configuration="tiny", precision="float32")
     with environment(config, nnUNet_n_proc_DA="0"):
         trainer = make_trainer(config, 0)
         trainer.initialize()
