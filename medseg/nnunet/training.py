@@ -350,8 +350,9 @@ def _artifacts(config: TaskConfig, trainer: Any, tracker: Tracker, logs: list[Pa
             tracker.artifact(path, f"fold_{trainer.fold}")
     # The config goes along without a password that its tracking_uri may hold.
     copy = folder / ".medseg" / config.path.name
-    copy.write_text(masked(config.path.read_text(encoding="utf-8")), encoding="utf-8")
-    tracker.artifact(copy, f"fold_{trainer.fold}")
+    with suppress(OSError):  # a full disk must not hide what went wrong
+        copy.write_text(masked(config.path.read_text(encoding="utf-8")), encoding="utf-8")
+        tracker.artifact(copy, f"fold_{trainer.fold}")
 
 
 def _result(config: TaskConfig, trainer: Any, folder: Path, run_id: str) -> dict[str, Any]:
