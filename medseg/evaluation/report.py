@@ -26,6 +26,7 @@ from medseg.evaluation.held_back import case_files
 from medseg.evaluation.metrics import foreground
 from medseg.evaluation.summary import ENDING, SUMMARY, Summary, read_summary
 from medseg.project import UserError, progress, write_text
+from medseg.project.files import remove_stale
 
 METRICS = {"Dice": "", "IoU": "", "ASD": "mm", "HD95": "mm"}
 """What is shown, with units. Dice decides which case is best and which is worst."""
@@ -126,6 +127,8 @@ def write_report(
         hashes=file_hashes(config, fold),
         versions=versions(),
     )
+    for run in (config.root.path / "reports").glob("*"):
+        remove_stale(run / output.name)  # each run has a folder of its own, a killed one too
     write_text(output, html)
     progress(f"report of fold {fold}: {len(html) / 1e6:.1f} MB")
     return output
@@ -197,6 +200,7 @@ def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, 
         else:
             image = config.raw_folder / "imagesTr" / f"{case}_0000{ENDING}"
             reference = config.preprocessed_folder / "gt_segmentations" / f"{case}{ENDING}"
+        progress(f"{name}: overlay of {case}")
         caption = f"{title}: {case}, Dice {np.mean(dice[case]):.3f}"
         if len(dice[case]) > 1:
             caption += " (mean of its structures)"
