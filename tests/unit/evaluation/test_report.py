@@ -17,6 +17,7 @@ import pytest
 from medseg.config import TaskConfig
 from medseg.dicom import read_nifti, write_nifti
 from medseg.evaluation import evaluate, write_report
+from medseg.project import write_json
 from tests.unit.evaluation.finished import (
     finished_project,
     write_quality_table,
@@ -137,6 +138,21 @@ def test_it_says_what_was_measured(complete: TaskConfig, tmp_path: Path) -> None
     # What comes from data cannot become markup.
     assert "slices &lt;b&gt;overlap&lt;/b&gt; &amp; differ" in text
     assert "<b>overlap" not in text
+
+
+def test_settings_are_those_of_the_training(complete: TaskConfig, tmp_path: Path) -> None:
+    def shown() -> str:
+        text = write_report(complete, tmp_path / "r.html").read_text()
+        return re.sub(r"\s+", " ", re.sub(r"data:image/[^\"]+|<[^>]+>", " ", text))
+
+    assert "Epochs × steps 12 × 12 Initial learning rate 0.01 Seed 12345" in shown()
+    record = complete.fold_folder() / ".medseg" / "training.json"
+    settings = {"num_epochs": 250, "num_iterations_per_epoch": 77, "initial_lr": 0.001, "seed": 3}
+    write_json(record, {"data": "x", "settings": settings})
+    assert "Epochs × steps 250 × 77 Initial learning rate 0.001 Seed 3" in shown()
+    assert "epochs of 77 steps" in shown()
+    record.write_text("[]")  # not one of ours
+    assert "Epochs × steps 12 × 12" in shown()
 
 
 def test_missing_parts_say_why(finished: TaskConfig, tmp_path: Path) -> None:
