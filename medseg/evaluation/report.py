@@ -235,7 +235,9 @@ def _tiles(
         if part.cases:
             remark = f"{count} {part.name} case{'s' if count != 1 else ''}"
             tiles.append((_number(means.get("Dice")), f"{part.name} Dice", remark))
-            tiles.append((_number(means.get("HD95"), 1), f"{part.name} HD95 (mm)", remark))
+            distance = means.get("HD95")
+            shown = "–" if distance is None else f"{distance:.1f} mm"
+            tiles.append((shown, f"{part.name} HD95", remark))
     if cases:
         counts = [sum(case.part == name for case in cases) for name in ("training", "validation")]
         tiles.append(
