@@ -93,6 +93,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         last = history[-1]
         if last["candidate"]["sha256"] == digest and basis.items() <= last.items():
             progress(f"judged before: {last['reason']}")
+            result("promoted model", present)
             return last
     judgement: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -105,7 +106,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
             shutil.copyfile(candidate, temporary)
     write_json(_history_file(config), [*history, judgement])
     progress(judgement["reason"])
-    result("model", present)
+    result("promoted model", present)
     return judgement
 
 
