@@ -28,7 +28,7 @@ def create_docker_context(
         task_name: Task in the file; may be empty where it holds one.
     """
     from medseg.deploy import create_docker_context as create
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("create_docker_context", target=context) as root:
         create(
@@ -40,3 +40,4 @@ def create_docker_context(
             base_nifti=base_nifti,
             task_name=task_name,
         )
+        result("build contexts", root.resolve(context))

@@ -101,6 +101,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         last = history[-1]
         if last["candidate"]["sha256"] == digest and basis.items() <= last.items():
             progress(f"judged before: {last['reason']}")
+            result("promoted model", present)
             return last
     # Kept until all is done: after a kill the candidate may already be the present model.
     pending, inputs = Manifest(present.parent, "judgement"), fingerprint([candidate], basis)
@@ -121,7 +122,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
     write_json(_history_file(config), [*history, judgement])
     pending.path.unlink()
     progress(judgement["reason"])
-    result("model", present)
+    result("promoted model", present)
     return judgement
 
 

@@ -201,7 +201,7 @@ def test_validate(project: Path) -> None:
     assert len(summary["metric_per_case"]) == 2
     for case in summary["metric_per_case"]:
         assert {"Dice", "IoU", "ASD", "HD95"} <= set(case["metrics"]["1"])
-    report = Path(re.search(r"report: (/.*report\.html)", output)[1])  # type: ignore[index]
+    report = Path(re.search(r"report: +(/.*report\.html)", output)[1])  # type: ignore[index]
     assert "<html" in report.read_text()[:500]
 
 

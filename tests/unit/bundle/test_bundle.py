@@ -205,6 +205,23 @@ def test_checkpoints_load_without_permissions(trained: TaskConfig) -> None:
     assert header["trainer_name"] == "nnUNetTrainer"
 
 
+def test_the_schedule_is_that_of_the_training(copy: Path, configure: Configure) -> None:
+    """The trainer class may decide, and the config change after the training."""
+    config = configure(copy, num_epochs=1000, initial_lr=0.5)
+    record = config.fold_folder() / ".medseg" / "training.json"
+    content = json.loads(record.read_text())
+    assert content["settings"]["num_epochs"] == 1
+    content["settings"]["num_epochs"] = 250
+    record.write_text(json.dumps(content))
+    folder = export_checkpoint(config)
+    schedule = torch.load(folder / "model.pt", weights_only=True)["scheduler"]
+    assert (schedule["max_steps"], schedule["initial_lr"]) == (250, 0.01)
+    record.unlink()  # trained by nnU-Net's own command
+    folder = export_checkpoint(config)
+    schedule = torch.load(folder / "model.pt", weights_only=True)["scheduler"]
+    assert schedule["max_steps"] == 1000
+
+
 def test_second_export_repeats_nothing_and_drops_stale_files(
     copy: Path, configure: Configure
 ) -> None:

@@ -145,4 +145,4 @@ def test_without_a_webhook_it_is_not_seen(
     pipeline = read_pipeline(_train_without_retry(tmp_path))
     run = run_local(pipeline, root, {"config_file_path": "configs/none.yaml"})
     assert "Executing task" in run.log.read_text()
-    assert [name for name, *_ in run.stages] == ["train"], "the user sees nothing of it"
+    assert [stage.name for stage in run.stages] == ["train"], "the user sees nothing of it"
