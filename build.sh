@@ -99,7 +99,7 @@ case "$command" in
   test)
     need Orthanc orthanc chromium chromium storescu dcmtk \
       dockerd docker.io docker-registry docker-registry mmdebstrap mmdebstrap \
-      skopeo skopeo umoci umoci
+      skopeo skopeo umoci umoci kubectl kubernetes-client
     [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || need orthanc-dicomweb orthanc-dicomweb
     setup
     lint
