@@ -35,6 +35,16 @@ class Needs:
     secrets: tuple[str, ...] = ()
     image: str = "image"
 
+    @property
+    def variables(self) -> list[str]:
+        """The environment variables that its Secrets become."""
+        return [name for kind in self.secrets for name in SECRET_KEYS[kind].values()]
+
+    @property
+    def network(self) -> bool:
+        """Whether it talks to a server; all that do may need a Secret for it."""
+        return bool(self.secrets)
+
 
 NEEDS: dict[str, Needs] = {
     "nifti-to-dicom": Needs(secrets=("dicomweb",)),
@@ -188,6 +198,7 @@ def place(task: PipelineTask, platform: dict[str, Any]) -> None:
     needs = NEEDS.get(name, Needs())
     stage = settings.stage(name)
     task.set_container_image(platform[needs.image])
+    _let_signals_through(task)
     task.set_cpu_request(stage.cpu_request).set_cpu_limit(platform["cpu"])
     task.set_memory_request(stage.memory_request).set_memory_limit(platform["memory"])
     if stage.retries:
@@ -225,3 +236,17 @@ def place(task: PipelineTask, platform: dict[str, Any]) -> None:
             secret_key_to_env=SECRET_KEYS[kind],
             optional=True,
         )
+
+
+def _let_signals_through(task: PipelineTask) -> None:
+    """Makes Python take the place of the shell that KFP starts it from.
+
+    The shell would die of SIGTERM, and with it the container, before a stage can end cleanly.
+    """
+    container = task.container_spec
+    container.command = [
+        part.replace(" python3 -m kfp.dsl.executor_main", " exec python3 -m kfp.dsl.executor_main")
+        if isinstance(part, str)
+        else part
+        for part in container.command
+    ]

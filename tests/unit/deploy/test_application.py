@@ -65,7 +65,8 @@ def package(tmp_path: Path) -> Package:
     package = Package(model, task)
     definition = {"0": "background", "1": "Tumor"}
     metadata = {"network_data_format": {"outputs": {"pred": {"channel_def": definition}}}}
-    package.__dict__["model"] = SimpleNamespace(metadata=metadata)
+    channels = {"channel_names": {"0": "T1", "1": "FLAIR"}}
+    package.__dict__["model"] = SimpleNamespace(metadata=metadata, dataset=channels)
     package.__dict__["predictor"] = Bright()
     return package
 
