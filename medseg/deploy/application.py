@@ -91,7 +91,9 @@ class Package:
         """The network with nnU-Net's steps around it."""
         from medseg.bundle.segmentation import build_predictor
 
-        return build_predictor(self.model)
+        predictor = build_predictor(self.model)
+        progress("starting inference")
+        return predictor
 
     @cached_property
     def identity(self) -> str:

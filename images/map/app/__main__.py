@@ -71,7 +71,7 @@ def segment(input_folder: Path, output_folder: Path) -> None:
     from application import SegmentationApplication
 
     from medseg.deploy.application import explained
-    from medseg.project import UserError, progress, result
+    from medseg.project import UserError, result
 
     if not input_folder.is_dir():
         raise UserError(f"the input folder {input_folder} does not exist: mount it there.")
@@ -80,7 +80,6 @@ def segment(input_folder: Path, output_folder: Path) -> None:
         application = SegmentationApplication(input_folder, output_folder)
         with ended_at_once(), failures_in_words():
             application.run()
-    progress("starting inference")
     # in this thread, where SIGTERM ends it: Holoscan's operators take no notice of that
     application.segment()
     result("segmentations", output_folder)
