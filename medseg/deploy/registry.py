@@ -23,6 +23,8 @@ _REFERENCE = re.compile(
     rf"^(?:(?P<registry>{_HOST})/)?(?P<path>{_PATH}(?:/{_PATH})*)(?::(?P<tag>\w[\w.-]{{0,127}}))?$"
 )
 
+_HELPER = re.compile(r"docker-credential-[\w.-]+|getting credentials")
+
 
 @dataclass(frozen=True)
 class ImageName:
@@ -142,9 +144,6 @@ def _is_denied(text: str) -> bool:
     Docker Hub answers so where there is no such repository.
     """
     return bool(re.search(r"\bdenied\b", text)) and "invalid username" not in text
-
-
-_HELPER = re.compile(r"docker-credential-[\w.-]+|getting credentials")
 
 
 def copy(

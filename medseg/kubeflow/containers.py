@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from medseg.deploy.containers import STOP_S, docker_client, hardened, run_container
+from medseg.deploy.manifests import COMMAND
 from medseg.kubeflow.platform import NEEDS, Needs
 from medseg.project import MOUNT_PATH, DataRoot, UserError
 from medseg.project.stages import EVENTS_VARIABLE
@@ -163,13 +164,15 @@ def docker_runner(root: DataRoot, run: str, scratch: Path) -> Iterator[Any]:
 
 
 def stage_name(command: Sequence[str]) -> str:
-    """The component that a container's command runs; empty for a container component.
+    """The component that a container's command runs; empty for a container component of others.
 
     Args:
         command: Command and arguments, as KFP hands them to Docker.
     """
     option = "--function_to_execute"
-    return command[command.index(option) + 1] if option in command[:-1] else ""
+    if option in command[:-1]:
+        return command[command.index(option) + 1]
+    return "inference" if list(command[: len(COMMAND)]) == COMMAND else ""
 
 
 def _stage_options(
@@ -180,7 +183,7 @@ def _stage_options(
 
     needs = NEEDS.get(name.replace("_", "-"), Needs())
     # a component of the user's own may need the network, which only its author knows
-    foreign = name and name not in importlib.import_module("medseg.components").__all__
+    foreign = name not in importlib.import_module("medseg.components").__all__
     volume = PurePosixPath(environment.get("MEDSEG_DATA_ROOT", str(MOUNT_PATH)))
     return {
         "network_mode": "host" if needs.network or foreign else "none",

@@ -103,8 +103,9 @@ def test_placeholders_in_longer_texts_and_defaults_of_components() -> None:
         ("list_studies", "host", {"MEDSEG_DICOMWEB_PASSWORD"}),
         ("plan_and_preprocess", "none", set()),
         ("convert_pt_to_ts", "none", set()),
-        ("", "none", set()),  # the container component inference
+        ("inference", "none", set()),
         ("a_users_own", "host", set()),
+        ("", "host", set()),  # a container component of theirs
     ],
 )
 def test_a_stage_gets_its_own_secrets_and_network_alone(
@@ -116,8 +117,7 @@ def test_a_stage_gets_its_own_secrets_and_network_alone(
 ) -> None:
     for name in ("MEDSEG_REGISTRY_AUTH", "MLFLOW_TRACKING_TOKEN", "MEDSEG_DICOMWEB_PASSWORD"):
         monkeypatch.setenv(name, "hidden")
-    command = ["sh", "-ec", "…", "--function_to_execute", stage] if stage else ["python3", "/app"]
-    found = containers._stage_options(root, "run-1", containers.stage_name(command), {"A": "1"})
+    found = containers._stage_options(root, "run-1", stage, {"A": "1"})
     assert found["network_mode"] == network
     events = {"MEDSEG_EVENTS": "/mnt/Data/runs/run-1/events.jsonl"}
     assert found["environment"] == {"A": "1", **events, **dict.fromkeys(secrets, "hidden")}
@@ -146,3 +146,12 @@ def test_the_stages_are_told_first(number: signal.Signals) -> None:
         assert signal.getsignal(number) is end
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize("name", pipeline_names())
+def test_every_stage_is_known_by_its_command(name: str) -> None:
+    spec = next(iter(read_yaml(read_pipeline(name).path)))
+    for label, executor in spec["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        found = containers.stage_name([*container["command"], *container["args"]])
+        assert label.removeprefix("exec-").rstrip("-0123456789") == found.replace("_", "-")
