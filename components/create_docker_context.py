@@ -13,6 +13,8 @@ def create_docker_context(
     base_dicom: str,
     base_nifti: str,
     task_name: str = "",
+    destination: str = "",
+    destination_nifti: str = "",
 ):
     """Writes the build contexts of the two inference images of a model, for DICOM and for NIfTI.
 
@@ -26,6 +28,8 @@ def create_docker_context(
         base_dicom: Base image of the DICOM variant.
         base_nifti: Base image of the NIfTI variant.
         task_name: Task in the file; may be empty where it holds one.
+        destination: Name that the DICOM image will get; checked before any work.
+        destination_nifti: Name that the NIfTI image will get; checked likewise.
     """
     from medseg.deploy import create_docker_context as create
     from medseg.project import result, stage
@@ -39,5 +43,6 @@ def create_docker_context(
             base_dicom=base_dicom,
             base_nifti=base_nifti,
             task_name=task_name,
+            destinations={"destination": destination, "destination_nifti": destination_nifti},
         )
         result("build contexts", root.resolve(context))

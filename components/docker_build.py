@@ -35,4 +35,4 @@ def docker_build(
             destination,
             overwrite=overwrite,
             insecure_registry=insecure_registry,
-        )["digest"]
+        )

@@ -108,8 +108,12 @@ print("\n".join(sorted(f"{d.name}=={d.version}" for d in distributions())))' |
     "$tools/cyclonedx-py" requirements --output-reproducible --of JSON -o "$bom.python.cdx.json" -
   "$docker" run --rm --network none --entrypoint tar "$image" \
     -cC / var/lib/dpkg/status usr/lib/os-release >"$bom.tar"
-  "$tools/debsbom" generate --root "$bom.tar" -t cdx --out "$bom.debian" >/dev/null 2>&1
-  rm "$bom.tar"
+  # it warns of much that does not matter, but must not fail without a word
+  "$tools/debsbom" generate --root "$bom.tar" -t cdx --out "$bom.debian" >"$bom.log" 2>&1 || {
+    cat "$bom.log" >&2
+    exit 1
+  }
+  rm "$bom.tar" "$bom.log"
 }
 
 build dependencies runtime dependencies --build-arg "BASE_IMAGE=$base"

@@ -41,6 +41,8 @@ def docker_build(
         base_dicom=base_dicom,
         base_nifti=base_nifti,
         task_name=task_name,
+        destination=destination,
+        destination_nifti=destination_nifti,
     )
     # two tasks beside each other, which a cluster runs at the same time
     for variant, name in (("dicom", destination), ("nifti", destination_nifti)):

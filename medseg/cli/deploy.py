@@ -51,11 +51,12 @@ def context(
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-t", "--tag", required=True, metavar="IMAGE", help="Name of the image.")
 @click.option("--push", is_flag=True, help="Push it to its registry.")
-def build(folder: Path, tag: str, push: bool) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace another image of this name there.")
+def build(folder: Path, tag: str, push: bool, overwrite: bool) -> None:
     """Build the image of the context FOLDER with Docker."""
     from medseg.deploy import build_with_docker
 
-    click.echo(f"{tag} {build_with_docker(folder, tag, push=push)}")
+    click.echo(f"{tag} {build_with_docker(folder, tag, push=push, overwrite=overwrite)}")
 
 
 @click.command()

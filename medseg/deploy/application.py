@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,49 +73,107 @@ class Package:
     @cached_property
     def model(self) -> PackagedModel:
         """The model, opened."""
-        from medseg.bundle.segmentation import segment_names
         from medseg.bundle.torchscript import load_packaged
 
-        model = load_packaged(self.model_file)
-        channels = len(model.dataset["channel_names"])
-        self.task.check_model(segment_names(model), channels, "the segmentation task file")
-        return model
+        return load_packaged(self.model_file)
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """The modalities in the order of the model's channels."""
+        from medseg.bundle.segmentation import segment_names
+
+        return self.task.check_model(
+            segment_names(self.model), channel_names(self.model), "the segmentation task file"
+        )
 
     @cached_property
     def predictor(self) -> CasePredictor:
         """The network with nnU-Net's steps around it."""
         from medseg.bundle.segmentation import build_predictor
 
-        return build_predictor(self.model)
+        predictor = build_predictor(self.model)
+        progress("starting inference")
+        return predictor
 
     @cached_property
     def identity(self) -> str:
         """Changes with all that decides a result but the images."""
-        return fingerprint([self.model_file], self.task.model_dump())
+        order = list(self.task.modalities)  # which a fingerprint takes no notice of by itself
+        return fingerprint([self.model_file], {"task": self.task.model_dump(), "order": order})
 
     def segment(self, volumes: Mapping[str, Volume]) -> np.ndarray[Any, Any]:
         """Segments one case.
 
         Args:
-            volumes: Modality to volume; all on one grid.
+            volumes: Modality to volume. What is on another grid than the reference is resampled
+                onto that.
 
         Returns:
             Label values ``[i, j, k]`` on the reference's grid.
 
         Raises:
-            UserError: The volumes lie on different grids, or hold more than one channel each.
+            UserError: The volumes have no common frame of reference or do not overlap, or hold
+                more than one channel each.
         """
-        from medseg.dicom.volume import check_same_grid
-
         reference = volumes[self.task.reference]
         arrays = []
-        for name in self.task.modalities:
-            check_same_grid(reference, volumes[name])
-            array = volumes[name].array
-            if array.ndim != 3:
+        for name in self.channels:
+            if volumes[name].array.ndim != 3:
                 raise UserError(f"{volumes[name].name} is 4D: give one 3D file a modality.")
-            arrays.append(array.transpose(2, 1, 0))
+            arrays.append(_on_grid(volumes[name], reference).array.transpose(2, 1, 0))
         return self.predictor.segment(np.stack(arrays), reference.spacing[::-1]).transpose(2, 1, 0)
+
+
+def channel_names(model: PackagedModel) -> list[str]:
+    """The names of a model's input channels, in their order.
+
+    Args:
+        model: The packaged model.
+    """
+    names = model.dataset["channel_names"]
+    return [str(names[key]) for key in sorted(names, key=int)]
+
+
+def _on_grid(volume: Volume, reference: Volume) -> Volume:
+    """A volume on the grid of another, resampled with linear interpolation where it is not.
+
+    Beyond its own border it keeps the border's values, as MONAI's ``ResampleToMatch`` does.
+    """
+    from scipy.ndimage import affine_transform
+
+    from medseg.dicom.volume import Volume, check_same_grid
+
+    with suppress(UserError):
+        check_same_grid(reference, volume)
+        return volume
+    frames = [
+        {str(item.get("FrameOfReferenceUID") or "") for item in each.instances}
+        for each in (reference, volume)
+    ]
+    if frames[0] != frames[1] or "" in frames[0]:
+        raise UserError(
+            f"{volume.name} and {reference.name} have no common frame of reference: register the "
+            "one to the other first."
+        )
+    to_volume = np.linalg.inv(volume.affine) @ reference.affine
+    ends = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * np.array(
+        [*(np.array(reference.shape) - 1), 1]
+    )
+    corners = (ends @ to_volume.T)[:, :3]
+    if (corners.max(0) < 0).any() or (corners.min(0) > np.array(volume.shape) - 1).any():
+        raise UserError(
+            f"{volume.name} and {reference.name} do not overlap: register the one to the other "
+            "first."
+        )
+    array = affine_transform(
+        volume.array.astype(np.float32),
+        to_volume[:3, :3],
+        to_volume[:3, 3],
+        reference.shape,
+        order=1,
+        mode="nearest",
+    )
+    return Volume(array, reference.affine, volume.name, volume.instances)
 
 
 # --- DICOM ---
@@ -176,11 +234,11 @@ def segment_studies(
     from medseg.dicom.series import volume_from_instances
     from medseg.dicom.sources import FolderSource
 
-    with _explained(output):
+    with explained(output):
         source = FolderSource(input_folder)
     studies = source.studies()
-    folders = _study_folders(source, input_folder)
-    name = f"{package.model_file.parent.name}{SUFFIXES['dicom']}"
+    folders = _study_folders(source, input_folder, output)
+    name = f"{package.task.file_name}{SUFFIXES['dicom']}"
     targets = {
         study.uid: (output / folders[study.uid] if len(studies) > 1 else output) / name
         for study in studies
@@ -189,12 +247,13 @@ def segment_studies(
     for number, study in enumerate(studies, start=1):
         case = folders[study.uid] if len(studies) > 1 else "the study"
         target = targets[study.uid]
-        with failures.case(case), _explained(target.parent):
+        with failures.case(case), explained(target.parent):
             chosen = _choose(source, study.uid, package.task, selected.get(study.uid, {}), case)
             inputs = fingerprint(
                 [], {"package": package.identity, **{k: v.state for k, v in chosen.items()}}
             )
-            if _is_done(target, inputs):
+            manifest = Manifest(target.parent, "inference")
+            if _is_done(manifest, target, inputs):
                 progress(f"{case} is segmented already", number, len(studies))
                 continue
             volumes = {
@@ -202,27 +261,29 @@ def segment_studies(
                 for modality, series in chosen.items()
             }
             mask = package.segment(volumes)
-            write_segmentation(
-                mask,
-                volumes[package.task.reference],
-                target,
-                segment_names(package.model),
-                segments=[segment.model_dump() for segment in package.task.segments],
-                description=package.task.name,
-            )
-            Manifest(target.parent, "inference").record(inputs, [target])
+            with _recorded(manifest, target, inputs):
+                write_segmentation(
+                    mask,
+                    volumes[package.task.reference],
+                    target,
+                    segment_names(package.model),
+                    segments=[segment.model_dump() for segment in package.task.segments],
+                    description=package.task.name,
+                )
             progress(f"{case} segmented", number, len(studies))
     return _finish(failures, list(targets.values()))
 
 
-def _study_folders(source: FolderSource, input_folder: Path) -> dict[str, str]:
+def _study_folders(source: FolderSource, input_folder: Path, output: Path) -> dict[str, str]:
     """A name for each study: the top folder that it lies in, where that is one of its own."""
+    inside = _inside(output, input_folder)
     names: dict[str, str] = {}
     for number, study in enumerate(source.studies(), start=1):
         tops = {
             path.relative_to(input_folder).parts[0]
             for path in source.paths(study.uid)
             if len(path.relative_to(input_folder).parts) > 1
+            and not (inside and path.is_relative_to(output))
         }
         name = tops.pop() if len(tops) == 1 else f"study-{number}"
         names[study.uid] = name if name not in names.values() else f"{name}-{number}"
@@ -255,6 +316,14 @@ def _choose(
             f"{case} has no series that fits the rules of modality {modality}; its image series: "
             f"{found}. Check the Rules_Text in the segmentation task file."
         )
+    users: dict[str, str] = {}
+    for modality, series in chosen.items():
+        if series.uid in users:
+            raise UserError(
+                f"{case}: the series {describe(series)} fits the rules of two modalities, "
+                f"{users[series.uid]} and {modality}: narrow their Rules_Text."
+            )
+        users[series.uid] = modality
     return chosen
 
 
@@ -265,11 +334,12 @@ def segment_files(package: Package, input_folder: Path, output: Path) -> list[Pa
     """Segments every case of a folder of NIfTI files.
 
     A case is one file a modality, with the modality's ``File_Pattern`` after the case's name. They
-    lie in the folder itself, or in one folder a case.
+    lie in the folder itself, or in one folder a case; where files of different folders have the
+    same name, their cases are named after the folders.
 
     Args:
         package: Model and task.
-        input_folder: The input folder.
+        input_folder: The input folder; the output folder may lie in it.
         output: The output folder; the result of a case is ``CASE.nii.gz``.
 
     Returns:
@@ -282,13 +352,15 @@ def segment_files(package: Package, input_folder: Path, output: Path) -> list[Pa
     """
     from medseg.dicom import read_image, write_nifti
 
-    with _explained(output):
-        cases = _find_cases(package.task, input_folder)
+    with explained(output):
+        cases = find_cases(package.task, input_folder, output)
     failures = Failures("inference", private=True)
     targets = [output / f"{case}{SUFFIXES['nifti']}" for case in cases]
     _refuse_foreign(output, targets)
     for number, ((case, files), target) in enumerate(zip(cases.items(), targets, strict=True), 1):
-        with failures.case(case), _explained(output, case if len(cases) > 1 else ""):
+        with failures.case(case), explained(output, case if len(cases) > 1 else ""):
+            if isinstance(files, str):
+                raise UserError(files)
             missing = [name for name in package.task.modalities if name not in files]
             if missing:
                 pattern = package.task.modalities[missing[0]].file_pattern
@@ -297,42 +369,78 @@ def segment_files(package: Package, input_folder: Path, output: Path) -> list[Pa
                     f"{case}{pattern} is missing in the input folder."
                 )
             inputs = fingerprint(files.values(), {"package": package.identity})
-            if _is_done(target, inputs):
+            manifest = Manifest(output, f"inference-{target.name}")
+            if _is_done(manifest, target, inputs):
                 progress(f"{case} is segmented already", number, len(cases))
                 continue
             volumes = {name: read_image(path) for name, path in files.items()}
             mask = package.segment(volumes)
-            write_nifti(mask, volumes[package.task.reference].affine, target)
-            Manifest(output, f"inference-{target.name}").record(inputs, [target])
+            with _recorded(manifest, target, inputs):
+                write_nifti(mask, volumes[package.task.reference].affine, target)
             progress(f"{case} segmented", number, len(cases))
     return _finish(failures, targets)
 
 
-def _find_cases(task: SegmentationTask, folder: Path) -> dict[str, dict[str, Path]]:
+def find_cases(
+    task: SegmentationTask, folder: Path, output: Path
+) -> dict[str, dict[str, Path] | str]:
+    """The cases of a folder of NIfTI files.
+
+    Args:
+        task: The task, for the ``File_Pattern`` of its modalities.
+        folder: The input folder.
+        output: The output folder; what lies there is no input.
+
+    Returns:
+        Case to its files by modality, or to what is wrong with it.
+
+    Raises:
+        UserError: A File_Pattern is missing or there twice, or no file fits one.
+    """
     patterns = {name: item.file_pattern for name, item in task.modalities.items()}
     if len(set(patterns.values())) < len(patterns) or not all(patterns.values()):
         raise UserError(
             "the segmentation task file needs a File_Pattern for every modality, and no two alike."
         )
-    cases: dict[str, dict[str, Path]] = defaultdict(dict)
+    # name, then folder, then modality
+    found: dict[str, dict[Path, dict[str, Path]]] = defaultdict(lambda: defaultdict(dict))
+    inside = _inside(output, folder)
     for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder).parent
         fitting = [name for name, pattern in patterns.items() if path.name.endswith(pattern)]
-        if not fitting or not path.is_file() or path.name.startswith("."):
+        if not fitting or not path.is_file() or (inside and path.is_relative_to(output)):
+            continue
+        if any(part.startswith(".") for part in (path.name, *place.parts)):
             continue
         modality = max(fitting, key=lambda name: len(patterns[name]))  # the most specific suffix
-        case = path.name.removesuffix(patterns[modality]) or path.parent.name
-        if modality in cases[case]:
-            raise UserError(
-                f"two files are modality {modality} of {case}: {cases[case][modality].name} and "
-                f"{path.name}; keep one of them in the input folder."
-            )
-        cases[case][modality] = path
-    if not cases:
+        name = path.name.removesuffix(patterns[modality]) or path.parent.name
+        found[name][place][modality] = path
+    if not found:
         raise UserError(
             "the input folder holds no file that fits the File_Pattern of a modality "
             f"({', '.join(patterns.values())}): check the folder and the segmentation task file."
         )
-    return dict(cases)
+    names: dict[Path, list[str]] = defaultdict(list)
+    for name, places in found.items():
+        for place in places:
+            names[place].append(name)
+    cases: dict[str, dict[str, Path] | str] = {}
+    for name, places in found.items():
+        files = [item for group in places.values() for item in group.items()]
+        if len(dict(files)) == len(files):
+            groups = {name: dict(files)}
+        else:  # the same name in several folders: one case each, named after its folder
+            groups = {
+                "_".join((*place.parts, *([name] if len(names[place]) > 1 else []))) or name: group
+                for place, group in places.items()
+            }
+        for case, group in groups.items():
+            where = ", ".join(path.relative_to(folder).as_posix() for path in group.values())
+            if case in cases:
+                cases[case] = f"several files are called {case} ({where}, …): rename one."
+            else:
+                cases[case] = group
+    return cases
 
 
 # --- both ---
@@ -343,8 +451,13 @@ class _ForeignResultError(UserError):
 
 
 @contextmanager
-def _explained(folder: Path, case: str = "") -> Iterator[None]:
-    """Leaves the reason in the output folder where there is no result, and none where there is."""
+def explained(folder: Path, case: str = "") -> Iterator[None]:
+    """Leaves the reason in the output folder where there is no result, and none where there is.
+
+    Args:
+        folder: The output folder.
+        case: The case, where the folder is that of several.
+    """
     path = folder / (f"{case}-{NO_RESULT}" if case else NO_RESULT)
     try:
         yield
@@ -356,18 +469,37 @@ def _explained(folder: Path, case: str = "") -> Iterator[None]:
         raise
 
 
-def _is_done(target: Path, inputs: str) -> bool:
+def _inside(output: Path, folder: Path) -> bool:
+    """Whether the output folder lies in the input folder."""
+    return output != folder and output.is_relative_to(folder)
+
+
+def _begun(manifest: Manifest) -> Manifest:
+    return Manifest(manifest.folder, f"{manifest.path.stem}.begun")
+
+
+@contextmanager
+def _recorded(manifest: Manifest, target: Path, inputs: str) -> Iterator[None]:
+    """Records a result; a kill before that leaves a mark that it is ours."""
+    begun = _begun(manifest)
+    begun.record(inputs, [])
+    yield
+    manifest.record(inputs, [target])
+    begun.path.unlink()
+
+
+def _is_done(manifest: Manifest, target: Path, inputs: str) -> bool:
     """Whether the result is there already.
 
     Raises:
         UserError: Something else is in its place.
     """
-    name = "inference" if target.suffix == ".dcm" else f"inference-{target.name}"
-    if Manifest(target.parent, name).is_done(inputs):
+    if manifest.is_done(inputs):
         return True
+    own = _begun(manifest).read().get("inputs") == inputs
     if target.suffix == ".dcm":
-        _refuse_foreign(target.parent, [])
-    elif target.exists():
+        _refuse_foreign(target.parent, [target] if own else [])
+    elif target.exists() and not own:
         raise _foreign(target)
     return False
 

@@ -7,13 +7,12 @@ import json
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from medseg.deploy.context import read_context
+from medseg.deploy.context import DESCRIPTION, read_context
 from medseg.deploy.registry import ImageName, copy, credentials, remote_digest
-from medseg.project import DataRoot, UserError, atomic_folder, progress
+from medseg.project import DataRoot, UserError, atomic_folder, progress, scratch_folder
 
 
 def docker_build(
@@ -23,7 +22,7 @@ def docker_build(
     *,
     overwrite: bool = False,
     insecure_registry: bool = False,
-) -> dict[str, Any]:
+) -> str:
     """Builds the image of a context and pushes it.
 
     The base's layers are kept on the volume as an OCI layout. The context's files become one more
@@ -39,7 +38,7 @@ def docker_build(
             this machine may do so anyway.
 
     Returns:
-        ``image`` (with its digest), ``digest``, ``layer_bytes``.
+        The image's digest.
 
     Raises:
         UserError: The context or the destination is wrong, the registry is away or denies access,
@@ -48,44 +47,42 @@ def docker_build(
     name = ImageName.parse(destination, "destination")
     folder = root.resolve(context, field="context")
     description = read_context(folder)
-    base = ImageName.parse(description["base"], "base image")
+    base = ImageName.parse(description["base"], f"base in {context}/{DESCRIPTION}")
+    # what insecure_registry says is about the destination's registry
+    insecure_base = insecure_registry and base.registry == name.registry
     cache = root.path / ".medseg" / "images"
     cache.mkdir(parents=True, exist_ok=True)
     environment = {
         # skopeo remembers there which registry has which layer, and mounts it rather than push it
         "XDG_DATA_HOME": str(cache),
     }
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as scratch:
-        work = Path(scratch)
-        environment["TMPDIR"] = scratch
-        with credentials() as options:
-            existing = remote_digest(name, options, insecure=insecure_registry)
-            layout = _cache_base(cache, base, options, insecure_registry, environment)
-            _link_layout(layout, cache / "blobs", work / "image")
-            _append(work, folder / "rootfs", description)
-            digest, layer_bytes = _describe(work / "image")
-            if existing == digest:
-                progress(f"{name} is in the registry already ({digest})")
-            else:
-                if existing and not overwrite:
-                    raise UserError(
-                        f"destination: {name} exists and is another image: choose a new tag, or "
-                        "set overwrite."
-                    )
-                copy(
-                    f"oci:{work / 'image'}:image",
-                    f"docker://{name}",
-                    name,
-                    [*options, "--preserve-digests"],
-                    insecure=insecure_registry,
-                    environment=environment,
-                )
-                progress(f"{name} pushed ({digest}, layer of {layer_bytes / 1e6:.0f} MB)")
-    return {
-        "image": f"{name.registry}/{name.path}@{digest}",
-        "digest": digest,
-        "layer_bytes": layer_bytes,
-    }
+    # two images of one pipeline may be made at once
+    with scratch_folder(cache / "work") as work, credentials() as options:
+        environment["TMPDIR"] = str(work)
+        existing = remote_digest(name, options, insecure=insecure_registry, denied_is_missing=True)
+        layout = _cache_base(cache, base, options, insecure_base, environment)
+        _link_layout(layout, cache / "blobs", work / "image")
+        _append(work, folder / "rootfs", description)
+        digest, manifest = _manifest(work / "image", "image")
+        if existing == digest:
+            progress(f"{name} is in the registry already ({digest})")
+            return digest
+        if existing and not overwrite:
+            raise UserError(
+                f"destination: {name} exists and is another image: choose a new tag, or set "
+                "overwrite."
+            )
+        copy(
+            f"oci:{work / 'image'}:image",
+            f"docker://{name}",
+            name,
+            [*options, "--preserve-digests"],
+            insecure=insecure_registry,
+            environment=environment,
+        )
+        megabytes = manifest["layers"][-1]["size"] / 1e6
+        progress(f"{name} pushed ({digest}, layer of {megabytes:.0f} MB)")
+    return digest
 
 
 def _cache_base(
@@ -173,32 +170,25 @@ def _append(work: Path, rootfs: Path, description: dict[str, Any]) -> None:
 
 def _base_created(image: Path) -> str:
     """When the base was made: the image's own time must not depend on the clock."""
-    config = _blob(image, _manifest(image, "base")["config"]["digest"])
-    created: str = json.loads(config)["created"]
+    _, manifest = _manifest(image, "base")
+    created: str = _blob(image, manifest["config"]["digest"])["created"]
     return created
 
 
-def _describe(image: Path) -> tuple[str, int]:
-    """Digest of the image, and bytes of its last layer."""
+def _manifest(image: Path, tag: str) -> tuple[str, dict[str, Any]]:
+    """Digest and content of a tag's manifest."""
     index = json.loads((image / "index.json").read_text(encoding="utf-8"))
     digest: str = next(
         item["digest"]
         for item in index["manifests"]
-        if item["annotations"]["org.opencontainers.image.ref.name"] == "image"
+        if item["annotations"]["org.opencontainers.image.ref.name"] == tag
     )
-    return digest, int(json.loads(_blob(image, digest))["layers"][-1]["size"])
+    return digest, _blob(image, digest)
 
 
-def _manifest(image: Path, tag: str) -> dict[str, Any]:
-    index = json.loads((image / "index.json").read_text(encoding="utf-8"))
-    for item in index["manifests"]:
-        if item["annotations"]["org.opencontainers.image.ref.name"] == tag:
-            return dict(json.loads(_blob(image, item["digest"])))
-    raise KeyError(tag)
-
-
-def _blob(image: Path, digest: str) -> bytes:
-    return (image / "blobs" / Path(*digest.split(":"))).read_bytes()
+def _blob(image: Path, digest: str) -> dict[str, Any]:
+    path = image / "blobs" / Path(*digest.split(":"))
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _umoci(*arguments: str) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.deploy.context import read_context
-from medseg.deploy.manifests import ENVIRONMENT
+from medseg.deploy.manifests import ENVIRONMENT, STACK
 from medseg.deploy.registry import ImageName
 from medseg.project import UserError
 
 if TYPE_CHECKING:
     from docker import DockerClient
+    from docker.models.images import Image
 
-STACK = 32 * 1024 * 1024
-"""Bytes of stack that Holoscan's threads need."""
+STOP_S = 60
+"""Seconds that a container has after SIGTERM to end cleanly: to write a checkpoint, say."""
 
 
 def docker_client() -> DockerClient:
@@ -60,6 +62,30 @@ def hardened(user: int, group: int) -> dict[str, Any]:
     }
 
 
+def find_image(client: DockerClient, name: str) -> Image:
+    """An image of this machine; pulled where it is not there.
+
+    Args:
+        client: The engine.
+        name: The image.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    import docker
+
+    try:
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            return client.images.get(name)
+        print(f"pulling {name}", flush=True)
+        return client.images.pull(name)
+    except docker.errors.APIError as error:
+        raise UserError(
+            f"the image {name} cannot be had: {error.explanation or error}. Check its name, and "
+            "that you may pull it (docker login)."
+        ) from None
+
+
 def run_container(
     client: DockerClient,
     image: str,
@@ -68,6 +94,8 @@ def run_container(
     **options: Any,
 ) -> int:
     """Runs a container to its end and passes its output on.
+
+    Where this process is told to end (Ctrl-C, SIGTERM), the container is too, and waited for.
 
     Args:
         client: The engine.
@@ -84,17 +112,11 @@ def run_container(
     """
     import docker
 
+    find_image(client, image)
     try:
-        try:
-            client.images.get(image)
-        except docker.errors.ImageNotFound:
-            print(f"pulling {image}", flush=True)
-            client.images.pull(image)
         container = client.containers.create(
             image, list(command) or None, volumes=volumes or {}, detach=True, **options
         )
-    except docker.errors.NotFound:
-        raise UserError(f"the image {image} does not exist here or in its registry.") from None
     except docker.errors.APIError as error:
         raise UserError(f"Docker cannot run {image}: {error.explanation or error}.") from None
     try:
@@ -104,6 +126,10 @@ def run_container(
         return int(container.wait()["StatusCode"])
     except docker.errors.APIError as error:
         raise UserError(f"Docker cannot run {image}: {error.explanation or error}.") from None
+    except BaseException:
+        with contextlib.suppress(docker.errors.APIError):
+            container.stop(timeout=STOP_S)
+        raise
     finally:
         container.remove(force=True)
 
@@ -158,20 +184,8 @@ def infer(image: str, input_path: Path, output_folder: Path, *, gpu: bool = Fals
 
 
 def _environment(client: DockerClient, image: str) -> dict[str, str]:
-    import docker
-
-    try:
-        try:
-            found = client.images.get(image)
-        except docker.errors.ImageNotFound:
-            print(f"pulling {image}", flush=True)
-            found = client.images.pull(image)
-    except docker.errors.APIError as error:
-        raise UserError(
-            f"the image {image} cannot be had: {error.explanation or error}. Check its name, and "
-            "that you may pull it (docker login)."
-        ) from None
-    pairs = dict(item.partition("=")[::2] for item in found.attrs["Config"]["Env"] or [])
+    about = find_image(client, image).attrs["Config"]
+    pairs = dict(item.partition("=")[::2] for item in about["Env"] or [])
     if "HOLOSCAN_INPUT_PATH" not in pairs:
         raise UserError(
             f"{image} is no inference image (it sets no HOLOSCAN_INPUT_PATH): name one that "
@@ -180,19 +194,23 @@ def _environment(client: DockerClient, image: str) -> dict[str, str]:
     return {**ENVIRONMENT, **pairs}
 
 
-def build_with_docker(context: Path, name: str, *, push: bool = False) -> str:
+def build_with_docker(
+    context: Path, name: str, *, push: bool = False, overwrite: bool = False
+) -> str:
     """Builds the image of a context with Docker, as ``docker build`` does.
 
     Args:
         context: A build context of :func:`medseg.deploy.create_docker_context`.
         name: Name of the image.
         push: Push it too.
+        overwrite: Replace an image of this name that differs in the registry.
 
     Returns:
         The image's identifier.
 
     Raises:
-        UserError: The context, the name or the base image is wrong, or the push fails.
+        UserError: The context, the name or the base image is wrong, the name is taken in the
+            registry, or the push fails.
     """
     import docker
 
@@ -202,6 +220,11 @@ def build_with_docker(context: Path, name: str, *, push: bool = False) -> str:
     client = docker_client()
     try:
         image, _ = client.images.build(path=str(context), tag=name, rm=True)
+        if push and not (overwrite or _may_push(client, image, name)):
+            raise UserError(
+                f"{name} exists in its registry and is another image: choose a new tag, or give "
+                "--overwrite."
+            )
         for line in client.images.push(name, stream=True, decode=True) if push else ():
             if "error" in line:
                 raise UserError(f"pushing {name} failed: {line['error']}")
@@ -210,3 +233,14 @@ def build_with_docker(context: Path, name: str, *, push: bool = False) -> str:
     except docker.errors.APIError as error:
         raise UserError(f"building {name} failed: {error.explanation or error}") from None
     return str(image.id)
+
+
+def _may_push(client: DockerClient, image: Image, name: str) -> bool:
+    """Whether the registry has no image of this name, or this one."""
+    import docker
+
+    try:
+        digest = client.images.get_registry_data(name).id
+    except docker.errors.APIError:  # there is none, or the push will say what is wrong
+        return True
+    return any(known.endswith(f"@{digest}") for known in image.attrs["RepoDigests"])

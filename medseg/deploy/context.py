@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
@@ -19,10 +19,13 @@ from medseg.deploy.manifests import (
     manifests,
     write_manifests,
 )
+from medseg.deploy.registry import ImageName
 from medseg.deploy.task import SegmentationTask, load_segmentation_task
 from medseg.project import DataRoot, UserError, atomic_folder, progress, write_json
 
-FORMATS: tuple[InputFormat, ...] = get_args(InputFormat)
+PROJECT = "kfp-medseg"
+"""Where the project's images are without a registry: on the machine that built them."""
+
 DESCRIPTION = "image.json"
 """What a context says beside its files: base, labels and environment of the image."""
 
@@ -39,8 +42,9 @@ def create_docker_context(
     base_dicom: str,
     base_nifti: str,
     task_name: str = "",
-) -> dict[str, Any]:
-    """Writes the build contexts of the two inference images of a model.
+    destinations: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the build contexts of the two inference images of a model, to be built and pushed.
 
     Args:
         root: The data root.
@@ -50,25 +54,39 @@ def create_docker_context(
         base_dicom: Base image of the DICOM variant, ``map-dicom`` of images/map.
         base_nifti: Base image of the NIfTI variant.
         task_name: Task in the file; may be empty where it holds one.
-
-    Returns:
-        ``contexts`` (format to path relative to the root), ``labels`` of the images.
+        destinations: Parameter to the name of an image that will be made of the contexts; what is
+            wrong with these names is said before any work.
 
     Raises:
-        UserError: As from :func:`write_context`, or a path leaves the data root.
+        UserError: As from :func:`write_context`, a path leaves the data root, a base has no
+            registry, or a destination is no image name or given twice.
     """
+    names: dict[ImageName, str] = {}
+    for field, text in (destinations or {}).items():
+        if not text:
+            continue  # nothing will be pushed by this name
+        name = ImageName.parse(text, field)
+        if name in names:
+            raise UserError(
+                f"{field}: {name} is {names[name]} too: the second image would replace the first; "
+                "give each its own tag."
+            )
+        names[name] = field
+    for field, base in (("base_dicom", base_dicom), ("base_nifti", base_nifti)):
+        if base.strip().startswith(f"{PROJECT}/"):
+            raise UserError(
+                f"{field}: {base} is in no registry: set registry in the platform settings and "
+                "push the bases there (./build.sh images --registry … --push), or name one."
+            )
+        ImageName.parse(base, field)
     folder = root.resolve(context, field="context")
-    labels = write_context(
+    write_context(
         folder,
         root.resolve(model_file, field="model_file"),
         root.resolve(segmentation_task_file, field="segmentation_task_file"),
         bases={"dicom": base_dicom, "nifti": base_nifti},
         task_name=task_name,
     )
-    return {
-        "contexts": {name: root.relative(folder / name) for name in FORMATS},
-        "labels": labels,
-    }
 
 
 def write_context(
@@ -78,7 +96,7 @@ def write_context(
     *,
     bases: dict[InputFormat, str],
     task_name: str = "",
-) -> dict[str, str]:
+) -> None:
     """Writes one build context for each base.
 
     A context holds ``rootfs`` (what is added to the base, at its place), a ``Dockerfile`` for
@@ -91,20 +109,17 @@ def write_context(
         bases: Input format to base image.
         task_name: Task in the file; may be empty where it holds one.
 
-    Returns:
-        The labels of the images.
-
     Raises:
         UserError: The model does not load, the task file has errors, or does not fit the model.
     """
     from medseg.bundle.segmentation import segment_names
     from medseg.bundle.torchscript import load_packaged
+    from medseg.deploy.application import channel_names
 
     task = load_segmentation_task(task_file, task_name)
     packaged = load_packaged(model_file)
-    channels = len(packaged.dataset["channel_names"])
-    task.check_model(segment_names(packaged), channels, task_file.name)
-    name = _file_name(task.name)
+    task.check_model(segment_names(packaged), channel_names(packaged), task_file.name)
+    name = task.file_name
     labels = _labels(packaged.metadata, task, model_file)
     for variant, base in bases.items():
         with atomic_folder(folder / variant) as context:
@@ -130,7 +145,6 @@ def write_context(
                 _dockerfile(base, labels, environment), encoding="utf-8"
             )
         progress(f"build context {folder.name}/{variant} written")
-    return labels
 
 
 def read_context(folder: Path) -> dict[str, Any]:
@@ -167,10 +181,6 @@ def _labels(metadata: dict[str, Any], task: SegmentationTask, model: Path) -> di
         f"{LABEL}.task": task.name,
     }
     return {key: value for key, value in values.items() if value}
-
-
-def _file_name(task: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", task).strip("._") or "model"
 
 
 def _dockerfile(base: str, labels: dict[str, str], environment: dict[str, str]) -> str:

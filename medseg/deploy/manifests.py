@@ -19,6 +19,9 @@ MANIFESTS = "/etc/holoscan"
 MODELS = "/opt/holoscan/models"
 TASK_FILE = f"{MANIFESTS}/segmentation_task.yaml"
 COMMAND = ["python3", "/opt/holoscan/app"]
+STACK = 32 * 1024 * 1024
+"""Bytes of stack that Holoscan's threads need."""
+
 ENVIRONMENT = {
     "HOLOSCAN_APPLICATION": "/opt/holoscan/app",
     "HOLOSCAN_INPUT_PATH": "/var/holoscan/input",

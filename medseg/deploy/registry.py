@@ -23,6 +23,8 @@ _REFERENCE = re.compile(
     rf"^(?:(?P<registry>{_HOST})/)?(?P<path>{_PATH}(?:/{_PATH})*)(?::(?P<tag>\w[\w.-]{{0,127}}))?$"
 )
 
+_HELPER = re.compile(r"docker-credential-[\w.-]+|getting credentials")
+
 
 @dataclass(frozen=True)
 class ImageName:
@@ -104,13 +106,17 @@ def credentials() -> Iterator[list[str]]:
         yield ["--authfile", file.name]
 
 
-def remote_digest(name: ImageName, options: Sequence[str], *, insecure: bool) -> str | None:
+def remote_digest(
+    name: ImageName, options: Sequence[str], *, insecure: bool, denied_is_missing: bool = False
+) -> str | None:
     """The digest of an image in its registry, or None where there is none of this name.
 
     Args:
         name: The image.
         options: As from :func:`credentials`.
         insecure: The registry speaks plain HTTP, or its certificate is not to be checked.
+        denied_is_missing: Take an image that must not be read as one that is not there: whether
+            it may be written shows when it is.
 
     Raises:
         UserError: The registry cannot be reached or denies access.
@@ -120,9 +126,24 @@ def remote_digest(name: ImageName, options: Sequence[str], *, insecure: bool) ->
     if done.returncode == 0:
         return "sha256:" + hashlib.sha256(done.stdout).hexdigest()
     text = done.stderr.decode(errors="replace")
-    if re.search(r"manifest unknown|name unknown|NAME_UNKNOWN|status 404|not found", text, re.I):
+    if _is_missing(text) or (denied_is_missing and _is_denied(text)):
         return None
     raise explain(text, name)
+
+
+def _is_missing(text: str) -> bool:
+    """Whether skopeo says that there is no such image."""
+    return not _HELPER.search(text) and bool(
+        re.search(r"manifest unknown|name unknown|NAME_UNKNOWN|status 404|not found", text, re.I)
+    )
+
+
+def _is_denied(text: str) -> bool:
+    """Whether a registry denies access without a word against the credentials.
+
+    Docker Hub answers so where there is no such repository.
+    """
+    return bool(re.search(r"\bdenied\b", text)) and "invalid username" not in text
 
 
 def copy(
@@ -161,6 +182,11 @@ def explain(text: str, name: ImageName) -> UserError:
         text: skopeo's standard error.
         name: The image that it was about.
     """
+    if found := _HELPER.search(text):
+        return UserError(
+            f"the credentials for {name.registry} cannot be had: {found[0]} does not work; install "
+            "the helper that ~/.docker/config.json names, or remove it there and run docker login."
+        )
     if re.search(
         r"unauthorized|authentication required|denied|invalid username"
         r"|\b40[13] \((?:Unauthorized|Forbidden)",
@@ -183,7 +209,7 @@ def explain(text: str, name: ImageName) -> UserError:
             f"the registry {name.registry} cannot be reached: check its name and port in "
             f"{name}, and that it is running."
         )
-    if re.search(r"manifest unknown|name unknown|not found", text, re.I):
+    if _is_missing(text):
         return UserError(f"the image {name} does not exist in its registry: check its name.")
     last = text.strip().splitlines()[-1:] or ["no message"]
     return UserError(f"skopeo failed on {name}: {last[0]}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,14 +63,21 @@ class Modality(_Model):
             return ""
         try:
             selections = json.loads(text)["selections"]
-            sound = selections and all(
-                isinstance(item.get("conditions"), dict) and item["conditions"]
-                for item in selections
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'not of the form {{"selections": [...]}} ({error})') from None
-        if not sound:
-            raise ValueError("every selection needs conditions")
+        if not isinstance(selections, list) or not selections:
+            raise ValueError('not of the form {"selections": [...]} (no selection)')
+        for selection in selections:
+            conditions = selection.get("conditions") if isinstance(selection, dict) else None
+            if not isinstance(conditions, dict) or not conditions:
+                raise ValueError("every selection needs conditions")
+            unknown = [str(key) for key in selection if key not in ("name", "conditions")]
+            if unknown:
+                raise ValueError(
+                    f"a selection has name and conditions, but no {', '.join(unknown)}"
+                )
+            for keyword, rule in conditions.items():
+                _check_condition(keyword, rule)
         return text
 
     @property
@@ -78,12 +86,72 @@ class Modality(_Model):
         return json.loads(self.rules_text)["selections"] if self.rules_text else []
 
 
+_OWN_ATTRIBUTES = (
+    "row_pixel_spacing",
+    "col_pixel_spacing",
+    "depth_pixel_spacing",
+    "row_direction_cosine",
+    "col_direction_cosine",
+    "depth_direction_cosine",
+    "dicom_affine_transform",
+    "nifti_affine_transform",
+)
+"""What MONAI Deploy's series selector knows of a series beside DICOM's attributes."""
+
+_NUMBERS = ("DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV")
+"""DICOM's value representations (PS3.5 6.2) that are numbers."""
+
+_RELATIONS = (">", ">=", "<", "<=", "!=")
+
+
+def _check_condition(keyword: str, rule: Any) -> None:
+    """Checks one condition of a selection, as MONAI Deploy's series selector will read it.
+
+    The selector itself would fail on the first series that has the attribute, with a traceback.
+
+    Raises:
+        ValueError: The attribute does not exist, or the rule is none for its values.
+    """
+    from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
+
+    if keyword in _OWN_ATTRIBUTES:
+        return
+    if tag_for_keyword(keyword) is None:
+        raise ValueError(
+            f"{keyword} is no DICOM attribute (keywords are such as SeriesDescription)"
+        )
+    if isinstance(rule, bool) or not isinstance(rule, str | int | float | list | None):
+        raise ValueError(f"{keyword}: {rule!r} must be a text, a number or a list")
+    if keyword == "ImageOrientationPatient":
+        if str(rule).strip().capitalize() not in ("Axial", "Coronal", "Sagittal"):
+            raise ValueError(f"{keyword}: {rule!r} must be Axial, Coronal or Sagittal")
+    elif dictionary_VM(keyword) != "1":
+        pass  # of several values: a text is looked for among them, a list's items each
+    elif isinstance(rule, str):
+        try:
+            re.compile(rule)
+        except re.error as error:
+            raise ValueError(f"{keyword}: {rule!r} is no regular expression ({error})") from None
+    elif rule and dictionary_VR(keyword) not in _NUMBERS:
+        raise ValueError(f'{keyword}: {rule!r} must be a text, such as "{rule}"')
+    elif isinstance(rule, list) and not (
+        len(rule) == 2
+        and isinstance(rule[0], int | float)
+        and (isinstance(rule[1], int | float) or rule[1] in _RELATIONS)
+    ):
+        raise ValueError(
+            f"{keyword}: {rule!r} must be [least, most] or [number, relation], the relation one "
+            f"of {' '.join(_RELATIONS)}"
+        )
+
+
 class SegmentationTask(_Model):
     """One task of the file.
 
     Attributes:
         name: The task's name.
-        modalities: The input channels by name, in the order of the model's channels.
+        modalities: The input channels by name. Where the names are those of the model's channels,
+            these decide which is which, otherwise their order does.
         segments: What comes out.
         reference_modality: The modality whose grid and series the result belongs to.
     """
@@ -115,13 +183,23 @@ class SegmentationTask(_Model):
         """The modality whose grid and series the result belongs to."""
         return self.reference_modality or next(iter(self.modalities))
 
-    def check_model(self, labels: Mapping[str, int], channels: int, where: str) -> None:
+    @property
+    def file_name(self) -> str:
+        """The task's name as a file or folder may be called."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name).strip("._") or "model"
+
+    def check_model(
+        self, labels: Mapping[str, int], channels: Sequence[str], where: str
+    ) -> tuple[str, ...]:
         """Checks that the task is about this model.
 
         Args:
             labels: The model's label names and values; 0 is background.
-            channels: Number of its input channels.
+            channels: Names of its input channels, in their order.
             where: The task file, for the message.
+
+        Returns:
+            The modalities in the order of the model's channels.
 
         Raises:
             UserError: The segments are not the model's labels, or the modalities not its channels.
@@ -137,12 +215,25 @@ class SegmentationTask(_Model):
                 f"{where}: the Segments of task {self.name} do not match the model's labels "
                 f"({', '.join(known.values())}): {'; '.join(found)}."
             )
-        if len(self.modalities) != channels:
+        if len(self.modalities) != len(channels):
             raise UserError(
                 f"{where}: task {self.name} has {len(self.modalities)} modalities "
-                f"({', '.join(self.modalities)}), but the model has {channels} input channels: "
-                "list one modality a channel, in the model's order."
+                f"({', '.join(self.modalities)}), but the model has {len(channels)} input channels "
+                f"({', '.join(channels)}): list one modality a channel."
             )
+        modalities = {name.casefold(): name for name in self.modalities}
+        wanted = [name.casefold() for name in channels]
+        if set(modalities) == set(wanted) and len(modalities) == len(wanted):
+            return tuple(modalities[name] for name in wanted)
+        for number, name in enumerate(self.modalities, start=1):
+            places = [place for place, key in enumerate(wanted, start=1) if key == name.casefold()]
+            if places and number not in places:
+                raise UserError(
+                    f"{where}: modality {name} of task {self.name} stands at place {number}, but "
+                    f"is the model's channel {places[0]} of {', '.join(channels)}: name every "
+                    "modality as its channel, or list them in the model's order."
+                )
+        return tuple(self.modalities)
 
 
 def load_segmentation_task(path: Path, name: str = "") -> SegmentationTask:

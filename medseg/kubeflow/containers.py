@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import FrameType
 from typing import Any
 
-from medseg.deploy.containers import docker_client, hardened, run_container
-from medseg.kubeflow.platform import SECRET_KEYS
+from medseg.deploy.containers import STOP_S, docker_client, hardened, run_container
+from medseg.deploy.manifests import COMMAND
+from medseg.kubeflow.platform import NEEDS, Needs
 from medseg.project import MOUNT_PATH, DataRoot, UserError
 from medseg.project.stages import EVENTS_VARIABLE
 
-_PLACEHOLDER = re.compile(r"^\{\{\$\.inputs\.parameters\['(?P<name>[^']+)'\]\}\}$")
+_PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['(?P<name>[^']+)'\]\}\}")
 LABEL = "io.github.kfp-medseg.run"
 
 
@@ -34,9 +39,7 @@ def resolve_images(spec: dict[str, Any], arguments: Mapping[str, Any]) -> None:
     resolved: dict[str, str] = {}
 
     def visit(component: dict[str, Any], given: Mapping[str, Any]) -> None:
-        defined = component.get("inputDefinitions", {}).get("parameters", {})
-        defaults = {k: v["defaultValue"] for k, v in defined.items() if "defaultValue" in v}
-        values = {**defaults, **given}
+        values = {**_defaults(component), **given}
         for task in component["dag"]["tasks"].values():
             inputs = {
                 key: value
@@ -49,15 +52,14 @@ def resolve_images(spec: dict[str, Any], arguments: Mapping[str, Any]) -> None:
                 continue
             label = target["executorLabel"]
             image = executors[label].get("container", {}).get("image", "")
-            match = _PLACEHOLDER.match(image)
-            if match is None:
+            if not _PLACEHOLDER.search(image):
                 continue
-            if match["name"] not in inputs:
+            found = _filled(image, {**_defaults(target), **inputs})
+            if found is None:
                 raise UserError(
-                    f"the image of stage {target['executorLabel'].removeprefix('exec-')} is only "
-                    "known while the pipeline runs: give it as a parameter."
+                    f"the image of stage {label.removeprefix('exec-')} is only known while the "
+                    "pipeline runs: give it as a parameter."
                 )
-            found = str(inputs[match["name"]])
             if resolved.setdefault(label, found) != found:
                 raise UserError(
                     f"{label.removeprefix('exec-')} runs in two images at once "
@@ -73,17 +75,29 @@ def _value(source: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
     if "componentInputParameter" in source:
         return values.get(source["componentInputParameter"])
     constant = source.get("runtimeValue", {}).get("constant")
-    match = _PLACEHOLDER.match(constant) if isinstance(constant, str) else None
-    return values.get(match["name"]) if match else constant
+    return _filled(constant, values) if isinstance(constant, str) else constant
+
+
+def _defaults(component: Mapping[str, Any]) -> dict[str, Any]:
+    defined = component.get("inputDefinitions", {}).get("parameters", {})
+    return {name: item["defaultValue"] for name, item in defined.items() if "defaultValue" in item}
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> str | None:
+    """A text with values in place of its placeholders; None where one has no value."""
+    if any(name not in values for name in _PLACEHOLDER.findall(text)):
+        return None
+    return _PLACEHOLDER.sub(lambda match: str(values[match["name"]]), text)
 
 
 @contextlib.contextmanager
 def docker_runner(root: DataRoot, run: str, scratch: Path) -> Iterator[Any]:
-    """KFP's Docker runner with the data root at ``/mnt/Data``.
+    """KFP's Docker runner with the data root where the pipeline mounts its volume.
 
-    Stages run as the data root's owner, with a read-only root, without capabilities, on the host's
-    network (as the stages of a run without containers do). Those still running at the end are
-    stopped.
+    Stages run as the data root's owner, with a read-only root and without capabilities. Each gets
+    the variables of its own Secrets; those that talk to servers are on the host's network (as the
+    stages of a run without containers are), the others on none. Where the run is told to end, its
+    stages are too, and waited for.
 
     Args:
         root: The data root.
@@ -107,33 +121,106 @@ def docker_runner(root: DataRoot, run: str, scratch: Path) -> Iterator[Any]:
     if os.getuid() == 0:  # what root made here must be writable for the stages
         for path in (scratch, *scratch.rglob("*"), *_run_files(root, run)):
             os.chown(path, owner.st_uid, owner.st_gid)
-    names = {name for keys in SECRET_KEYS.values() for name in keys.values()}
     options: dict[str, Any] = {
         **hardened(owner.st_uid, owner.st_gid),
-        "network_mode": "host",
         "shm_size": "8g",
-        "mounts": [docker.types.Mount(str(MOUNT_PATH), str(root.path), type="bind")],
-        "environment": {
-            **{name: os.environ[name] for name in names if os.environ.get(name)},
-            EVENTS_VARIABLE: str(MOUNT_PATH / "runs" / run / "events.jsonl"),
-        },
         "entrypoint": [""],  # as on a cluster, where a stage's command replaces it
         "labels": {LABEL: run},
     }
     if "nvidia" in client.info().get("Runtimes", {}):
         options["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
+
+    def run_stage(
+        client: Any, image: str, command: Sequence[str], volumes: dict[str, Any], **given: Any
+    ) -> int:
+        environment = given.pop("environment", None) or {}
+        return run_container(
+            client,
+            image,
+            command,
+            volumes,
+            **given,
+            **_stage_options(root, run, stage_name(command), environment),
+        )
+
+    def stop_stages() -> None:
+        for container in client.containers.list(filters={"label": f"{LABEL}={run}"}):
+            with contextlib.suppress(docker.errors.APIError):  # it has ended by itself
+                container.kill("SIGTERM")
+
     # KFP's own function removes a container before it asks for its exit status, and then takes a
     # stage that failed quickly for one that succeeded (kfp 2.17).
     original = docker_task_handler.run_docker_container
-    docker_task_handler.run_docker_container = run_container
+    docker_task_handler.run_docker_container = run_stage
     try:
-        yield local.DockerRunner(**options)
+        with _before_the_end(stop_stages):
+            yield local.DockerRunner(**options)
     finally:
         docker_task_handler.run_docker_container = original
         for container in client.containers.list(filters={"label": f"{LABEL}={run}"}):
             with contextlib.suppress(docker.errors.APIError):
-                container.stop(timeout=60)
+                container.stop(timeout=STOP_S)
         client.close()
+
+
+def stage_name(command: Sequence[str]) -> str:
+    """The component that a container's command runs; empty for a container component of others.
+
+    Args:
+        command: Command and arguments, as KFP hands them to Docker.
+    """
+    option = "--function_to_execute"
+    if option in command[:-1]:
+        return command[command.index(option) + 1]
+    return "inference" if list(command[: len(COMMAND)]) == COMMAND else ""
+
+
+def _stage_options(
+    root: DataRoot, run: str, name: str, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """What is one stage's own: its network, its volume, and variables with its Secrets."""
+    import docker
+
+    needs = NEEDS.get(name.replace("_", "-"), Needs())
+    # a component of the user's own may need the network, which only its author knows
+    foreign = name not in importlib.import_module("medseg.components").__all__
+    volume = PurePosixPath(environment.get("MEDSEG_DATA_ROOT", str(MOUNT_PATH)))
+    return {
+        "network_mode": "host" if needs.network or foreign else "none",
+        "mounts": [docker.types.Mount(str(volume), str(root.path), type="bind")],
+        "environment": {
+            **environment,
+            **{key: os.environ[key] for key in needs.variables if os.environ.get(key)},
+            EVENTS_VARIABLE: str(volume / "runs" / run / "events.jsonl"),
+        },
+    }
+
+
+@contextlib.contextmanager
+def _before_the_end(action: Callable[[], None]) -> Iterator[None]:
+    """Does something at Ctrl-C and SIGTERM before what is done there anyway.
+
+    KFP waits for the threads of a loop before it lets an exception through, so that the stages in
+    them must have been told by then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        action()
+        following = before[signal.Signals(number)]
+        if callable(following):
+            following(number, frame)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_files(root: DataRoot, run: str) -> Iterator[Path]:

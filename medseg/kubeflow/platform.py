@@ -36,6 +36,16 @@ class Needs:
     secrets: tuple[str, ...] = ()
     image: str = "image"
 
+    @property
+    def variables(self) -> list[str]:
+        """The environment variables that its Secrets become."""
+        return [name for kind in self.secrets for name in SECRET_KEYS[kind].values()]
+
+    @property
+    def network(self) -> bool:
+        """Whether it talks to a server; all that do may need a Secret for it."""
+        return bool(self.secrets)
+
 
 IMAGES = {"image": "runtime", "builder_image": "builder"}
 """Parameters that name images, and the images of the project that are their defaults."""
@@ -210,6 +220,7 @@ def place(task: PipelineTask, platform: dict[str, Any]) -> None:
     name = task.component_spec.name
     needs = NEEDS.get(name, Needs())
     stage = settings.stage(name)
+    _let_signals_through(task)
     if task.container_spec.image == settings.image(IMAGES[needs.image]) and needs.image in platform:
         task.set_container_image(platform[needs.image])
     given = task.container_spec.resources or ResourceSpec()
@@ -275,3 +286,17 @@ def _check_group(pipeline: str, task: PipelineTask, root: Any) -> None:
             "platform's parameters: put it into a platform_pipeline of its own, and call that "
             "there with **platform_arguments()."
         )
+
+
+def _let_signals_through(task: PipelineTask) -> None:
+    """Makes Python take the place of the shell that KFP starts it from.
+
+    The shell would die of SIGTERM, and with it the container, before a stage can end cleanly.
+    """
+    container = task.container_spec
+    container.command = [
+        part.replace(" python3 -m kfp.dsl.executor_main", " exec python3 -m kfp.dsl.executor_main")
+        if isinstance(part, str)
+        else part
+        for part in container.command or ()
+    ]

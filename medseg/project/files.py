@@ -101,6 +101,29 @@ def remove_stale(path: Path) -> None:
 
 
 @contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Gives a new folder beside ``path`` for unfinished work; it is removed at the end.
+
+    What a killed one left of ``path`` goes too.
+
+    Args:
+        path: What the work is about; nothing need be there.
+
+    Yields:
+        The folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(path)
+    temporary = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
+    temporary.mkdir()
+    try:
+        with _claimed(temporary), disk_errors(temporary / "more"):
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Gives a new folder beside ``path``, which takes the place of ``path`` on success.
 
@@ -110,13 +133,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Yields:
         The folder to fill.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(path)
-    temporary = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
-    temporary.mkdir()
-    try:
-        with _claimed(temporary), disk_errors(temporary / "more"):
-            yield temporary
+    with scratch_folder(path) as temporary:
+        yield temporary
         if path.exists():
             old = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
             path.replace(old)
@@ -124,8 +142,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

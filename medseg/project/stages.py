@@ -165,6 +165,8 @@ class Failures:
 
 
 def _terminate(signum: int, _frame: FrameType | None) -> None:
+    # the clean end has begun: being told once more must not cut it short
+    signal.signal(signum, signal.SIG_IGN)
     raise SystemExit(128 + signum)
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -19,13 +20,14 @@ from medseg.bundle import export_checkpoint
 from medseg.config import load_config
 from medseg.project import DataRoot
 from tests.containers.engine import Registry, base_image, docker_engine
-from tests.pipelines.harness import run_pipeline
+from tests.pipelines.harness import newest_log, run_pipeline
 from tests.unit.bundle.conftest import balance_classes
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/Task04_config.yaml"
 HELD_BACK = 2
 UID = 1000
+MODEL = "MONet_Bundle/Task04/MONetBundle/models/fold_0/model.ts"
 
 SEGMENT = {
     "segmented_property_category": {
@@ -167,7 +169,8 @@ def hippocampus_task() -> dict[str, object]:
             "image": {
                 "File_Pattern": ".nii.gz",
                 "Rules_Text": '{"selections": [{"name": "MR", "conditions": '
-                '{"Modality": "(?i)MR", "SeriesDescription": "(.*?)"}}]}',
+                '{"StudyDescription": "(.*?)", "Modality": "(?i)MR", '
+                '"SeriesDescription": "(.*?)"}}]}',
             }
         },
         "Segments": [
@@ -178,4 +181,35 @@ def hippocampus_task() -> dict[str, object]:
 
 
 def model_file(root: Path) -> Path:
-    return root / "MONet_Bundle/Task04/MONetBundle/models/fold_0/model.ts"
+    return root / MODEL
+
+
+def arguments(registry: Registry, images: Images, **changes: Any) -> dict[str, Any]:
+    """Of a run of docker_build."""
+    return {
+        "context": "docker/Hippocampus",
+        "destination": f"{registry.host}/hippocampus:1.0",
+        "destination_nifti": f"{registry.host}/hippocampus:1.0-nifti",
+        "segmentation_task_file": "task.yaml",
+        "model_file": MODEL,
+        "base_dicom": images.pushed_dicom,
+        "base_nifti": images.pushed_nifti,
+        "image": images.runtime,
+        "builder_image": images.builder,
+        **changes,
+    }
+
+
+@pytest.fixture(scope="session")
+def built(
+    engine: docker.DockerClient, project: Path, images: Images, registry: Registry
+) -> tuple[str, str]:
+    """Both inference images, pulled back from the registry."""
+    given = arguments(registry, images)
+    run_docker(project, "docker_build", images, **given)
+    outputs = newest_log(project)
+    names = (given["destination"], given["destination_nifti"])
+    for name in names:
+        (digest,) = engine.images.pull(name).attrs["RepoDigests"]
+        assert f"Output: '{digest.partition('@')[2]}'" in outputs  # what KFP hands on
+    return names

@@ -197,6 +197,8 @@ def _check(path: Path, settings: PlatformSettings) -> set[str]:
         needs, asked = NEEDS.get(stage.name, Needs()), settings.stage(stage.name)
         container, kubernetes = stage.container, stage.kubernetes
         resources = container.resources
+        if "--function_to_execute" in container.args:  # SIGTERM reaches Python, not a shell
+            assert "_KFP_RUNTIME=true exec python3 -m" in container.command[2], where
         assert stage.root(container.image) == needs.image, where
         assert stage.root(resources.resource_cpu_limit) == "cpu", where
         assert stage.root(resources.resource_memory_limit) == "memory", where

@@ -12,10 +12,10 @@ import resource
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 
-STACK = 32 * 1024 * 1024
-"""Bytes of stack that Holoscan's threads need."""
+from medseg.deploy.manifests import ENVIRONMENT, STACK, TASK_FILE
 
 EXPORT = Path("/var/run/holoscan/export")
 
@@ -23,36 +23,45 @@ EXPORT = Path("/var/run/holoscan/export")
 def main(arguments: list[str]) -> int:
     """Runs one command; returns the exit status."""
     from medseg.project import DataRoot, UserError, stage
+    from medseg.project.errors import explain_os_error
+    from medseg.project.stages import EVENTS_VARIABLE
 
     # the first process of a container ignores signals that it does not handle
     signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
-    if arguments[:1] == ["show"]:
-        for name in ("app.json", "pkg.json"):
-            print(f"--- {name}", Path("/etc/holoscan", name).read_text(encoding="utf-8"), sep="\n")
-        return 0
-    if arguments[:1] == ["export"]:
-        return export()
     try:
-        if arguments[:1] == ["stage"]:
+        if arguments[:1] == ["show"]:
+            show()
+        elif arguments[:1] == ["export"]:
+            export()
+        elif arguments[:1] == ["stage"]:
             with stage("inference", target=arguments[2]) as root:
                 segment(
                     root.resolve(arguments[1], field="input_folder_path"),
                     root.resolve(arguments[2], field="output_folder_path"),
                 )
         else:
-            root = DataRoot(Path(os.environ["HOLOSCAN_WORKDIR"]))
+            if os.access(place("HOLOSCAN_LOGS_PATH"), os.W_OK):
+                os.environ[EVENTS_VARIABLE] = str(place("HOLOSCAN_LOGS_PATH") / "events.jsonl")
+            root = DataRoot(place("HOLOSCAN_WORKDIR"))
             segment(
-                root.path / os.environ["HOLOSCAN_INPUT_PATH"],
-                root.path / os.environ["HOLOSCAN_OUTPUT_PATH"],
+                root.path / place("HOLOSCAN_INPUT_PATH"), root.path / place("HOLOSCAN_OUTPUT_PATH")
             )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        explained = error if isinstance(error, UserError) else explain_os_error(error)
+        if explained is None:
+            raise
+        print(f"error: {explained}", file=sys.stderr)
         return 1
     return 0
 
 
+def place(variable: str) -> Path:
+    """The path that a variable of the package specification names."""
+    return Path(os.environ.get(variable) or ENVIRONMENT[variable])
+
+
 def segment(input_folder: Path, output_folder: Path) -> None:
-    """Runs the application on one folder.
+    """Runs the application on one folder, then segments what it chose.
 
     Raises:
         UserError: The input or the output cannot be used, or a case failed.
@@ -61,21 +70,50 @@ def segment(input_folder: Path, output_folder: Path) -> None:
         add_bare_package(name)
     from application import SegmentationApplication
 
-    from medseg.project import UserError, progress, result
-    from medseg.project.errors import explain_os_error
+    from medseg.deploy.application import explained
+    from medseg.project import UserError, result
 
     if not input_folder.is_dir():
         raise UserError(f"the input folder {input_folder} does not exist: mount it there.")
-    try:
-        output_folder.mkdir(parents=True, exist_ok=True)
+    output_folder.mkdir(parents=True, exist_ok=True)
+    with explained(output_folder):
         application = SegmentationApplication(input_folder, output_folder)
-        progress("starting inference")
-        application.run()
-        if application.error is not None:
-            raise application.error
-    except OSError as error:
-        raise explain_os_error(error) or error from error
+        with ended_at_once(), failures_in_words():
+            application.run()
+    # in this thread, where SIGTERM ends it: Holoscan's operators take no notice of that
+    application.segment()
     result("segmentations", output_folder)
+
+
+@contextlib.contextmanager
+def ended_at_once():
+    """Lets SIGTERM kill this process: while Holoscan runs, nothing is written yet."""
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def failures_in_words():
+    """Turns what MONAI Deploy's operators raise into a sentence, without values of the headers."""
+    from medseg.project import UserError
+    from medseg.project.errors import explain_os_error
+
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and (explained := explain_os_error(error)) is not None:
+            raise explained from error
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"the series cannot be chosen ({type(error).__name__} in {Path(last.filename).name}, "
+            f"line {last.lineno}): check the Rules_Text in the segmentation task file, and that "
+            "the input holds whole DICOM files."
+        ) from error
 
 
 def add_bare_package(name: str) -> None:
@@ -88,19 +126,44 @@ def add_bare_package(name: str) -> None:
     sys.modules[name] = importlib.util.module_from_spec(spec)
 
 
-def export() -> int:
-    """Copies the package's content, as the package specification describes."""
+def show() -> None:
+    """Prints both manifests."""
+    for name in ("app", "pkg"):
+        text = place(f"HOLOSCAN_{name.upper()}_MANIFEST_PATH").read_text(encoding="utf-8")
+        print(f"--- {name}.json", text, sep="\n")
+
+
+def export() -> None:
+    """Copies the package's content, as the package specification describes.
+
+    Raises:
+        UserError: Nothing is mounted where it belongs.
+    """
+    from medseg.project import UserError
+
+    if not EXPORT.is_dir():
+        raise UserError(
+            f'there is no {EXPORT} to export to: mount a folder there (-v "$PWD/export:{EXPORT}").'
+        )
     content = {
-        "app": "/opt/holoscan/app",
-        "config": "/etc/holoscan",
-        "models": "/opt/holoscan/models",
-        "docs": "/opt/holoscan/docs",
+        "app": [place("HOLOSCAN_APPLICATION")],
+        "config": [
+            place("HOLOSCAN_APP_MANIFEST_PATH"),
+            place("HOLOSCAN_PKG_MANIFEST_PATH"),
+            place("HOLOSCAN_CONFIG_PATH"),
+            Path(os.environ.get("SEGMENTATION_TASK_CONFIG_FILE") or TASK_FILE),
+        ],
+        "models": [place("HOLOSCAN_MODEL_PATH")],
+        "docs": [place("HOLOSCAN_DOCS_PATH")],
     }
     wanted = [name for name in content if (EXPORT / name).is_dir()] or list(content)
     for name in wanted:
-        if Path(content[name]).is_dir():
-            shutil.copytree(content[name], EXPORT / name, dirs_exist_ok=True)
-    return 0
+        for source in content[name]:
+            if source.is_dir():
+                shutil.copytree(source, EXPORT / name, dirs_exist_ok=True)
+            elif source.is_file():
+                (EXPORT / name).mkdir(exist_ok=True)
+                shutil.copy(source, EXPORT / name)
 
 
 if __name__ == "__main__":

@@ -1,64 +1,117 @@
-"""The application: MONAI Deploy's operators for loading and choosing series, ours for the rest."""
+"""The application: MONAI Deploy's operators choose what to segment; ours remembers it.
 
+The segmentation itself comes after ``run``, in the main thread: Holoscan keeps an operator's
+exceptions and signals to itself.
+"""
+
+import copy
 import json
 import os
+import re
 from pathlib import Path
 
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, ConditionType, Operator
+from monai.deploy.operators import dicom_data_loader_operator
 from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOperator
 from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSelectorOperator
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
 
-from medseg.deploy.application import Package, segment_files, segment_studies, selection_rules
+from medseg.deploy.application import (
+    Package,
+    find_cases,
+    segment_files,
+    segment_studies,
+    selection_rules,
+)
 
 
 class SegmentationApplication(Application):
-    """Segments a folder of DICOM studies or of NIfTI files (``MEDSEG_INPUT_FORMAT``).
+    """Chooses series of DICOM studies, or NIfTI files (``MEDSEG_INPUT_FORMAT``), and segments them.
 
     Attributes:
-        error: What went wrong in an operator, after ``run``.
+        chosen: After ``run``: StudyInstanceUID to modality to SeriesInstanceUIDs.
     """
 
     def __init__(self, input_folder: Path, output_folder: Path):
         self.input_folder, self.output_folder = input_folder, output_folder
         self.package = Package.from_environment()
-        self.error = None
+        self.is_nifti = os.environ.get("MEDSEG_INPUT_FORMAT") == "nifti"
+        self.chosen: dict[str, dict[str, list[str]]] = {}
         super().__init__()
 
     def compose(self):
         """Builds the graph of operators (the SDK's hook)."""
-        if os.environ.get("MEDSEG_INPUT_FORMAT") == "nifti":
-            self.add_operator(
-                NiftiSegmentationOperator(self, CountCondition(self, 1), name="segmentation")
-            )
+        once = CountCondition(self, 1)  # an operator that waits for nothing would run for ever
+        if self.is_nifti:
+            self.add_operator(FileSelector(self, once, name="selector"))
             return
         loader = DICOMDataLoaderOperator(
-            self,
-            CountCondition(self, 1),  # an operator that waits for nothing would run for ever
-            name="loader",
-            input_folder=self.input_folder,
-            must_load=False,
+            self, once, name="loader", input_folder=self.input_folder, must_load=False
         )
-        selector = DICOMSeriesSelectorOperator(
+        selector = SeriesSelector(
             self,
             name="selector",
             rules=json.dumps(selection_rules(self.package.task)),
             all_matched=True,  # two that fit are an error, which the first alone would hide
         )
-        segmentation = DicomSegmentationOperator(self, name="segmentation")
+        choice = SeriesChoice(self, name="choice")
         self.add_flow(loader, selector, {("dicom_study_list", "dicom_study_list")})
         self.add_flow(
-            selector,
-            segmentation,
-            {("study_selected_series_list", "study_selected_series_list")},
+            selector, choice, {("study_selected_series_list", "study_selected_series_list")}
         )
 
+    def segment(self) -> None:
+        """Segments what ``run`` has chosen."""
+        if self.is_nifti:
+            segment_files(self.package, self.input_folder, self.output_folder)
+        else:
+            segment_studies(self.package, self.chosen, self.input_folder, self.output_folder)
 
-class DicomSegmentationOperator(Operator):
-    """Segments the chosen series of every study; writes DICOM SEG.
+
+def read_header(path: str) -> Dataset:
+    """Reads a DICOM file without its pixels: choosing a series needs none.
+
+    Raises:
+        InvalidDicomError: The file is no DICOM, or a damaged one; the SDK's loader then ignores it,
+            as ``FolderSource`` does.
+    """
+    try:
+        return dcmread(path, stop_before_pixels=True)
+    except (ValueError, EOFError, AttributeError, KeyError) as error:
+        raise InvalidDicomError(type(error).__name__) from error
+
+
+dicom_data_loader_operator.dcmread = read_header  # the loader has no option for it
+
+
+class SeriesSelector(DICOMSeriesSelectorOperator):
+    """The SDK's selector, for which an attribute that is missing is an empty text.
+
+    Without this "(.*?)" would refuse a study that has no description.
+    """
+
+    def _select_series(self, attributes, study, *args, **kwargs):
+        found = []
+        for series in study.get_all_series():
+            header = series.get_sop_instances()[0].get_native_sop_instance()
+            alone = copy.copy(study)
+            alone._series_dict = {series.get_series_instance_uid(): series}
+            conditions = {
+                keyword: rule
+                for keyword, rule in attributes.items()
+                if header.get(keyword) or not (isinstance(rule, str) and re.search(rule, ""))
+            }
+            found += super()._select_series(conditions, alone, *args, **kwargs)
+        return found
+
+
+class SeriesChoice(Operator):
+    """Remembers what the series selector chose.
 
     Named input:
-        study_selected_series_list: What the series selector chose.
+        study_selected_series_list: The selector's output.
     """
 
     def setup(self, spec):
@@ -66,32 +119,18 @@ class DicomSegmentationOperator(Operator):
         spec.input("study_selected_series_list").condition(ConditionType.MESSAGE_AVAILABLE)
 
     def compute(self, op_input, op_output, context):  # noqa: ARG002 - the SDK's signature
-        """Segments (the SDK's hook)."""
-        application = self.fragment
-        try:
-            chosen: dict[str, dict[str, list[str]]] = {}
-            for study in op_input.receive("study_selected_series_list"):
-                modalities = chosen.setdefault(str(study.study.StudyInstanceUID), {})
-                for item in study.selected_series:
-                    fitting = modalities.setdefault(item.selection_name, [])
-                    fitting.append(str(item.series.SeriesInstanceUID))
-            segment_studies(
-                application.package,
-                chosen,
-                application.input_folder,
-                application.output_folder,
-            )
-        except Exception as error:  # noqa: BLE001 - Holoscan would only log it
-            application.error = error
+        """Remembers it (the SDK's hook)."""
+        for study in op_input.receive("study_selected_series_list"):
+            modalities = self.fragment.chosen.setdefault(str(study.study.StudyInstanceUID), {})
+            for item in study.selected_series:
+                fitting = modalities.setdefault(item.selection_name, [])
+                fitting.append(str(item.series.SeriesInstanceUID))
 
 
-class NiftiSegmentationOperator(Operator):
-    """Segments every case of a folder of NIfTI files."""
+class FileSelector(Operator):
+    """Checks that the input folder holds files of the task's modalities."""
 
     def compute(self, op_input, op_output, context):  # noqa: ARG002 - the SDK's signature
-        """Segments (the SDK's hook)."""
+        """Checks it (the SDK's hook)."""
         application = self.fragment
-        try:
-            segment_files(application.package, application.input_folder, application.output_folder)
-        except Exception as error:  # noqa: BLE001 - Holoscan would only log it
-            application.error = error
+        find_cases(application.package.task, application.input_folder, application.output_folder)

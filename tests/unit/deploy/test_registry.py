@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from medseg.deploy.registry import ImageName, credentials, explain
+from medseg.deploy import registry
+from medseg.deploy.registry import ImageName, credentials, explain, remote_digest
 from medseg.project import UserError
 
 
@@ -53,6 +55,11 @@ def test_no_names(text: str, message: str) -> None:
         ("dial tcp: lookup registry.example.org: no such host", "cannot be reached"),
         ("http: server gave HTTP response to HTTPS client", "insecure_registry"),
         ("reading manifest 1.0 in r/spleen: manifest unknown", "does not exist in its registry"),
+        (
+            'error getting credentials - err: exec: "docker-credential-x": executable file not '
+            "found in $PATH",
+            "install the helper",
+        ),
         ("x\nsomething new", "skopeo failed on registry.example.org/spleen:1.0: something new"),
     ],
 )
@@ -76,3 +83,32 @@ def test_a_secret_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no Docker configuration") as caught, credentials():
         pass
     assert "hunter2" not in str(caught.value)
+
+
+DOCKER_HUB = (
+    "errors:\ndenied: requested access to the resource is denied\nunauthorized: authentication"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "missing", "missing_where_denied"),
+    [
+        ("reading manifest 1.0 in r/spleen: manifest unknown", True, True),
+        (DOCKER_HUB, False, True),
+        ("unable to retrieve auth token: invalid username/password: denied", False, False),
+        ("unauthorized: authentication required", False, False),
+        ('exec: "docker-credential-x": executable file not found in $PATH', False, False),
+    ],
+)
+def test_an_image_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, text: str, missing: bool, missing_where_denied: bool
+) -> None:
+    done = subprocess.CompletedProcess([], 1, b"", text.encode())
+    monkeypatch.setattr(registry, "_run", lambda command: done)
+    name = ImageName.parse("maia/spleen:1.0", "destination")
+    for denied, expected in ((False, missing), (True, missing_where_denied)):
+        if expected:
+            assert remote_digest(name, [], insecure=False, denied_is_missing=denied) is None
+        else:
+            with pytest.raises(UserError):
+                remote_digest(name, [], insecure=False, denied_is_missing=denied)

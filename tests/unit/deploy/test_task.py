@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_maias_file_loads_unchanged(tmp_path: Path) -> None:
     assert task.reference == "image"
     assert task.modalities["image"].selections[0]["conditions"]["Modality"] == "(?i)CT"
     assert task.segments[0].segmented_property_type.code == "78961009"
-    task.check_model({"background": 0, "spleen": 1}, 1, "task.yaml")
+    task.check_model({"background": 0, "spleen": 1}, ["CT"], "task.yaml")
 
 
 def several() -> dict[str, Any]:
@@ -66,7 +67,11 @@ def test_several_modalities_and_segments(tmp_path: Path) -> None:
     task = load_segmentation_task(write(tmp_path, several()), "Spleen")
     assert list(task.modalities) == ["T1", "T2"]
     assert task.reference == "T2"
-    task.check_model({"background": 0, "Spleen": 1, "Lesion": 2}, 2, "task.yaml")
+    labels = {"background": 0, "Spleen": 1, "Lesion": 2}
+    assert task.check_model(labels, ["a", "b"], "task.yaml") == ("T1", "T2")
+    assert task.check_model(labels, ["t2", "t1"], "task.yaml") == ("T2", "T1")  # the model decides
+    with pytest.raises(UserError, match="stands at place 2, but is the model's channel 1"):
+        task.check_model(labels, ["T2", "T1w"], "task.yaml")
 
 
 def broken(change: Any) -> dict[str, Any]:
@@ -108,6 +113,47 @@ def test_a_mistake_is_named(tmp_path: Path, content: Any, message: str) -> None:
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"SeriesDescription": "(T1"}, "SeriesDescription: '(T1' is no regular expression"),
+        ({"SeriesDescription": 1}, "SeriesDescription: 1 must be a text"),
+        ({"Modality": ["CT", "MR"]}, "must be a text"),
+        ({"SeriesDescripton": "T1"}, "SeriesDescripton is no DICOM attribute"),
+        ({"Modality": {"is": "CT"}}, "must be a text, a number or a list"),
+        ({"SliceThickness": [1, "about"]}, "must be [least, most] or [number, relation]"),
+        ({"ImageOrientationPatient": "oblique"}, "must be Axial, Coronal or Sagittal"),
+    ],
+)
+def test_a_rule_that_the_selector_could_not_read(
+    tmp_path: Path, conditions: dict[str, Any], message: str
+) -> None:
+    content = yaml.safe_load(SPLEEN)
+    rules = json.dumps({"selections": [{"name": "x", "conditions": conditions}]})
+    content["tasks"]["Spleen"]["Modalities"]["image"]["Rules_Text"] = rules
+    with pytest.raises(UserError) as caught:
+        load_segmentation_task(write(tmp_path, content))
+    assert message in str(caught.value)
+    assert "Modalities.image.Rules_Text" in str(caught.value)
+
+
+def test_rules_of_every_kind(tmp_path: Path) -> None:
+    conditions = {
+        "ImageType": ["PRIMARY", "!DERIVED"],
+        "SliceThickness": [0.5, 5],
+        "SeriesNumber": [2, ">="],
+        "EchoTime": "9\\d",
+        "Laterality": None,
+        "ImageOrientationPatient": "axial",
+        "row_pixel_spacing": 1,
+    }
+    content = yaml.safe_load(SPLEEN)
+    rules = json.dumps({"selections": [{"name": "x", "conditions": conditions}]})
+    content["tasks"]["Spleen"]["Modalities"]["image"]["Rules_Text"] = rules
+    task = load_segmentation_task(write(tmp_path, content))
+    assert task.modalities["image"].selections[0]["conditions"] == conditions
+
+
 def test_a_task_that_is_not_there(tmp_path: Path) -> None:
     path = write(tmp_path, SPLEEN)
     with pytest.raises(UserError, match="has no task 'Liver'; it holds Spleen"):
@@ -121,13 +167,13 @@ def test_a_task_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "channels", "message"),
     [
-        ({"background": 0, "Spleen": 1}, 2, "Lesion: no label of the model"),
-        ({"background": 0, "Spleen": 1, "Lesion": 2, "Liver": 3}, 2, "Liver: without a segment"),
-        ({"background": 0, "Spleen": 1, "Lesion": 2}, 1, "2 modalities (T1, T2)"),
+        ({"background": 0, "Spleen": 1}, "ab", "Lesion: no label of the model"),
+        ({"background": 0, "Spleen": 1, "Lesion": 2, "Liver": 3}, "ab", "Liver: without a segment"),
+        ({"background": 0, "Spleen": 1, "Lesion": 2}, "a", "2 modalities (T1, T2)"),
     ],
 )
 def test_a_task_for_another_model(
-    tmp_path: Path, labels: dict[str, int], channels: int, message: str
+    tmp_path: Path, labels: dict[str, int], channels: str, message: str
 ) -> None:
     task = load_segmentation_task(write(tmp_path, several()))
     with pytest.raises(UserError) as caught:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import pytest
 
+from medseg.kubeflow import containers
 from medseg.kubeflow.compiled import pipeline_names, read_pipeline, read_yaml
 from medseg.kubeflow.containers import resolve_images
 from medseg.kubeflow.local import run_local
@@ -58,3 +62,96 @@ def test_a_container_component_needs_docker(root: DataRoot) -> None:
     given = {"input_folder_path": "in", "output_folder_path": "out", "image": "a/spleen:1"}
     with pytest.raises(UserError, match="stage inference is a container: run it with --runner"):
         run_local(read_pipeline("inference"), root, given)
+
+
+def one_stage(image: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline of one stage."""
+    defined = {key: {"defaultValue": value} for key, value in defaults.items()}
+    return {
+        "root": {
+            "dag": {
+                "tasks": {
+                    "a": {"componentRef": {"name": "comp-a"}, "inputs": {"parameters": given}}
+                }
+            }
+        },
+        "components": {
+            "comp-a": {"executorLabel": "exec-a", "inputDefinitions": {"parameters": defined}}
+        },
+        "deploymentSpec": {"executors": {"exec-a": {"container": {"image": image}}}},
+    }
+
+
+def test_placeholders_in_longer_texts_and_defaults_of_components() -> None:
+    image = "{{$.inputs.parameters['registry']}}/{{$.inputs.parameters['name']}}:1"
+    constant = "{{$.inputs.parameters['site']}}/group"
+    given = {"registry": {"runtimeValue": {"constant": constant}}}
+    spec = one_stage(image, given, {"name": "runtime", "registry": "unused"})
+    resolve_images(spec, {"site": "a.org"})
+    assert spec["deploymentSpec"]["executors"]["exec-a"]["container"]["image"] == (
+        "a.org/group/runtime:1"
+    )
+    with pytest.raises(UserError, match="the image of stage a is only known while"):
+        resolve_images(one_stage(image, {}, {"name": "runtime"}), {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "network", "secrets"),
+    [
+        ("docker_build", "host", {"MEDSEG_REGISTRY_AUTH"}),
+        ("train", "host", {"MLFLOW_TRACKING_TOKEN"}),
+        ("list_studies", "host", {"MEDSEG_DICOMWEB_PASSWORD"}),
+        ("plan_and_preprocess", "none", set()),
+        ("convert_pt_to_ts", "none", set()),
+        ("inference", "none", set()),
+        ("a_users_own", "host", set()),
+        ("", "host", set()),  # a container component of theirs
+    ],
+)
+def test_a_stage_gets_its_own_secrets_and_network_alone(
+    root: DataRoot,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    network: str,
+    secrets: set[str],
+) -> None:
+    for name in ("MEDSEG_REGISTRY_AUTH", "MLFLOW_TRACKING_TOKEN", "MEDSEG_DICOMWEB_PASSWORD"):
+        monkeypatch.setenv(name, "hidden")
+    found = containers._stage_options(root, "run-1", stage, {"A": "1"})
+    assert found["network_mode"] == network
+    events = {"MEDSEG_EVENTS": "/mnt/Data/runs/run-1/events.jsonl"}
+    assert found["environment"] == {"A": "1", **events, **dict.fromkeys(secrets, "hidden")}
+
+
+def test_a_sites_mount_path(root: DataRoot) -> None:
+    found = containers._stage_options(root, "run-1", "train", {"MEDSEG_DATA_ROOT": "/data"})
+    (mount,) = found["mounts"]
+    assert (mount["Source"], mount["Target"]) == (str(root.path), "/data")
+    assert found["environment"]["MEDSEG_EVENTS"] == "/data/runs/run-1/events.jsonl"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_stages_are_told_first(number: signal.Signals) -> None:
+    order: list[str] = []
+
+    def end(*_: Any) -> None:
+        order.append("end")
+        raise SystemExit
+
+    before = signal.signal(number, end)
+    try:
+        with pytest.raises(SystemExit), containers._before_the_end(lambda: order.append("tell")):
+            signal.raise_signal(number)
+        assert order == ["tell", "end"]
+        assert signal.getsignal(number) is end
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("name", pipeline_names())
+def test_every_stage_is_known_by_its_command(name: str) -> None:
+    spec = next(iter(read_yaml(read_pipeline(name).path)))
+    for label, executor in spec["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        found = containers.stage_name([*container["command"], *container["args"]])
+        assert label.removeprefix("exec-").rstrip("-0123456789") == found.replace("_", "-")

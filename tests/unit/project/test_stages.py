@@ -93,6 +93,8 @@ with stage("train", target="c.yaml") as root:
     try:
         time.sleep(60)
     finally:
+        (root.path / "saving").touch()
+        time.sleep(0.5)
         (root.path / "saved").touch()
 """
 
@@ -128,6 +130,9 @@ def test_the_second_run_says_who_holds_the_lock(
 def test_sigterm_lets_the_stage_clean_up(root: DataRoot) -> None:
     holder = _start_holder(root)
     holder.send_signal(signal.SIGTERM)
+    while not (root.path / "saving").exists():
+        time.sleep(0.02)
+    holder.send_signal(signal.SIGTERM)  # being told again does not cut it short
     assert holder.wait(timeout=10) == 143
     assert (root.path / "saved").exists()
 
