@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from medseg.bundle.inference import inference_json
 from medseg.bundle.layout import write_metadata
 from medseg.bundle.metadata import build_metadata
 from medseg.config import TaskConfig
-from medseg.project import Manifest, UserError, atomic_file, fingerprint, progress
+from medseg.project import Manifest, UserError, atomic_file, file_hash, fingerprint, progress
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +106,7 @@ def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[
     write_metadata(config, metadata)
     result = {
         "path": config.root.relative(target),
-        "sha256": _sha256(target),
+        "sha256": file_hash(target),
         "max_difference": difference,
         **metadata["eval_metrics"],
     }
@@ -205,8 +204,3 @@ def _load_network(checkpoint: Path) -> torch.nn.Module:
     network: torch.nn.Module = predictor.network
     network.load_state_dict(predictor.list_of_parameters[0])
     return network.eval()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

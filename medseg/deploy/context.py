@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from medseg.deploy.manifests import (
 )
 from medseg.deploy.registry import ImageName
 from medseg.deploy.task import SegmentationTask, load_segmentation_task
-from medseg.project import DataRoot, UserError, atomic_folder, progress, write_json
+from medseg.project import DataRoot, UserError, atomic_folder, file_hash, progress, write_json
 
 PROJECT = "kfp-medseg"
 """Where the project's images are without a registry: on the machine that built them."""
@@ -167,15 +166,13 @@ def read_context(folder: Path) -> dict[str, Any]:
 
 def _labels(metadata: dict[str, Any], task: SegmentationTask, model: Path) -> dict[str, str]:
     provenance = metadata.get("provenance") or {}
-    with model.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     version = str(metadata.get("version") or "0.0.0")
     values = {
         "org.opencontainers.image.title": task.name,
         "org.opencontainers.image.description": str(metadata.get("task") or task.name),
         "org.opencontainers.image.version": version,
         f"{LABEL}.model-version": version,
-        f"{LABEL}.model-sha256": digest,
+        f"{LABEL}.model-sha256": file_hash(model),
         f"{LABEL}.data-hash": str(provenance.get("dataset_hash") or ""),
         f"{LABEL}.mlflow-run": str(provenance.get("mlflow_run_id") or ""),
         f"{LABEL}.task": task.name,

@@ -5,7 +5,6 @@ Every function returns what it found, or the reason why there is nothing, in wor
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import numpy as np
 
 from medseg.config import TaskConfig
 from medseg.evaluation.metrics import foreground
-from medseg.project import Manifest, UserError
+from medseg.project import Manifest, UserError, file_hash
 
 PACKAGES = (
     "kfp-medseg", "nnunetv2", "torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel",
@@ -144,8 +143,7 @@ def file_hashes(config: TaskConfig, fold: int | str) -> list[tuple[str, str, str
     rows = [("Dataset", config.root.relative(config.raw_folder), dataset)]
     for name, path in files.items():
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = file_hash(path)
         except FileNotFoundError:
             digest = "not there"
         rows.append((name, config.root.relative(path), digest))

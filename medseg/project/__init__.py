@@ -16,7 +16,7 @@ from medseg.project.files import (
     write_text,
 )
 from medseg.project.locks import lock
-from medseg.project.manifest import Manifest, fingerprint
+from medseg.project.manifest import Manifest, file_hash, fingerprint
 from medseg.project.roots import MOUNT_PATH, DataRoot
 from medseg.project.stages import Failures, progress, result, stage
 
@@ -29,6 +29,7 @@ __all__ = [
     "UserError",
     "atomic_file",
     "atomic_folder",
+    "file_hash",
     "fingerprint",
     "lock",
     "progress",

@@ -13,6 +13,12 @@ from medseg import __version__
 from medseg.project.files import write_json
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(files: Iterable[Path], settings: Mapping[str, Any] | None = None) -> str:
     """One SHA-256 over the names and contents of ``files`` and over ``settings``.
 
@@ -25,9 +31,7 @@ def fingerprint(files: Iterable[Path], settings: Mapping[str, Any] | None = None
     """
     total = hashlib.sha256(json.dumps(settings or {}, sort_keys=True, default=str).encode())
     for path in sorted(files):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        total.update(f"\0{path.name}\0{digest.hexdigest()}".encode())
+        total.update(f"\0{path.name}\0{file_hash(path)}".encode())
     return total.hexdigest()
 
 
