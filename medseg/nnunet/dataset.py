@@ -462,7 +462,8 @@ def _finish(
         "dataset_hash": dataset_hash,
         "raw_folder": config.root.relative(raw),
     }
-    write_json(raw / ".medseg" / HASHES, hashes)
+    if prepared_hashes(config) != hashes:
+        write_json(raw / ".medseg" / HASHES, hashes)
     if done.is_done(dataset_hash) and done.read()["result"] == result:
         return result
     images = [f"{case}_{index:04d}{ENDING}" for case in cases for index in range(len(channels))]
