@@ -56,7 +56,7 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
         config: The task's config; it names at least one test case.
         model: The packaged ``model.ts``.
         folder: Where predictions and ``summary.json`` go; what was segmented by the same model is
-            kept.
+            kept, and of a case that fails nothing.
 
     Returns:
         The summary, and whether it was measured anew.
@@ -70,16 +70,23 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
     sources = {case: case_files(config, case) for case in config.test_cases}
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
+    placed: dict[str, list[str]] = {}
     for case, (channels, _) in sources.items():
-        for index, path in enumerate(channels):
-            # nnU-Net's names; a single file may hold all channels, as in the Decathlon.
-            suffix = f"_{index:04d}" if len(channels) > 1 else ""
-            if path.is_file():
-                place(path, images / f"{case}{suffix}{ENDING}")
-    remove_others(folder, [SUMMARY, *(f"{case}{ENDING}" for case in sources)])
+        if not all(path.is_file() for path in channels):
+            continue  # it is missed below, where predictions are measured
+        # nnU-Net's names; a single file may hold all channels, as in the Decathlon.
+        suffixes = [f"_{n:04d}" if len(channels) > 1 else "" for n in range(len(channels))]
+        placed[case] = [f"{case}{suffix}{ENDING}" for suffix in suffixes]
+        for path, name in zip(channels, placed[case], strict=True):
+            place(path, images / name)
+    # what an earlier model made of a case that is no longer whole must not count for this one
+    remove_others(images, [name for names in placed.values() for name in names])
+    remove_others(folder, [SUMMARY, *(f"{case}{ENDING}" for case in placed)])
     try:
         segment(model, images, folder, device=config.device)
     except CasesFailedError as error:
+        for case in error.reasons:
+            (folder / f"{case}{ENDING}").unlink(missing_ok=True)
         if len(error.reasons) > config.max_failed_cases:
             raise
     pairs = {case: (folder / f"{case}{ENDING}", label) for case, (_, label) in sources.items()}

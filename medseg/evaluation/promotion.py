@@ -15,23 +15,32 @@ from typing import Any
 
 from medseg.config import TaskConfig
 from medseg.evaluation.held_back import case_files, measure_model
-from medseg.evaluation.summary import Summary
+from medseg.evaluation.summary import Summary, case_of, of_cases
 from medseg.project import (
-    Manifest,
     UserError,
     atomic_file,
+    file_hash,
     fingerprint,
     progress,
     result,
     write_json,
 )
 
+_NOT_TRAINED = {
+    *("data_dir", "output_data_dir", "nnunet_root_dir", "bundle_config"),
+    *("concat_modalities_flag", "label_dict", "max_failed_cases", "save_every", "device"),
+    *("num_processes", "continue_training", "run_validation_only"),
+}
+"""Fields of the config that say where and how, but not what is trained; the content of ``data_dir``
+counts case by case."""
+
 
 def decide_retraining(config: TaskConfig, min_new_cases: int = 1) -> dict[str, Any]:
     """Decides whether enough has changed since the last model was judged to train again.
 
-    A case is new if the last judged model was not trained on it as it is now. A changed config
-    counts as a reason of its own, as does a training that no judgement has followed yet.
+    A case is new if the training of the last judged model was not given it as it is now. A config
+    that would train something else counts as a reason of its own, as does a training that no
+    judgement has followed yet.
 
     Args:
         config: The task's config.
@@ -43,9 +52,11 @@ def decide_retraining(config: TaskConfig, min_new_cases: int = 1) -> dict[str, A
     Raises:
         UserError: ``min_new_cases`` is negative, or ``data_dir`` cannot be read.
     """
+    from medseg.nnunet.dataset import case_hashes
+
     if min_new_cases < 0:
         raise UserError(f"min_new_cases is {min_new_cases}: give 0 or more.")
-    hashes = _training_hashes(config)
+    hashes = case_hashes(config)
     last = (read_promotions(config) or [{}])[-1]
     seen = last.get("cases", {})
     new = [case for case, digest in hashes.items() if seen.get(case) != digest]
@@ -70,8 +81,12 @@ def promote(config: TaskConfig) -> dict[str, Any]:
     """Makes the packaged model of the config's fold the present one, unless it is worse.
 
     Both are measured on the config's ``test_cases``; the candidate is promoted if its mean
-    foreground Dice is at least that of the present model. Without a present model it always is;
+    foreground Dice, over the cases that both could segment, is at least that of the present model,
+    and if it fails no case that the present model segments. Without a present model it always is;
     without test cases no present model is replaced.
+
+    The judgement is written before the model is copied: a stage that is killed in between copies
+    it when it runs again.
 
     Args:
         config: The task's config.
@@ -82,47 +97,43 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         ``config`` (hashes), ``cases`` (training case to hash).
 
     Raises:
-        UserError: The candidate is not packaged.
+        UserError: The candidate is not packaged, or was packaged anew while it was judged.
         CasesFailedError: More test cases failed than ``max_failed_cases``.
     """
+    from medseg.nnunet.training import trained_cases
+
     candidate, present = config.model_file, present_model(config)
     if not candidate.is_file():
         raise UserError(
             f"the packaged model {candidate} does not exist: run convert_pt_to_ts first."
         )
+    digest = file_hash(candidate)
     basis = {
         "config": _config_hash(config),
-        "cases": _training_hashes(config),
+        "cases": trained_cases(config),
         "test_set": _test_hash(config),
     }
-    digest = fingerprint([candidate])
     history = read_promotions(config)
-    if history:
-        last = history[-1]
-        if last["candidate"]["sha256"] == digest and basis.items() <= last.items():
-            progress(f"judged before: {last['reason']}")
-            result("promoted model", present)
-            return last
-    # Kept until all is done: after a kill the candidate may already be the present model.
-    pending, inputs = Manifest(present.parent, "judgement"), fingerprint([candidate], basis)
-    judgement: dict[str, Any] = {}
-    if pending.is_done(inputs):
-        judgement = pending.read()["result"]
+    judgement: dict[str, Any] = history[-1] if history else {}
+    if basis.items() <= judgement.items() and judgement["candidate"]["sha256"] == digest:
+        progress(f"judged before: {judgement['reason']}")
     else:
         judgement = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             **basis,
-            **_judge(config, candidate, present),
+            **_judge(config, candidate, digest, present),
         }
-        judgement["candidate"]["sha256"] = digest
-        pending.record(inputs, [], judgement)
-    if judgement["promoted"]:
+        if file_hash(candidate) != digest:
+            raise _changed(candidate)
+        write_json(_history_file(config), [*history, judgement])
+        progress(judgement["reason"])
+    if judgement["promoted"] and file_hash(present) != digest:
         with atomic_file(present) as temporary:
             shutil.copyfile(candidate, temporary)
-    write_json(_history_file(config), [*history, judgement])
-    pending.path.unlink()
-    progress(judgement["reason"])
-    result("promoted model", present)
+            if file_hash(temporary) != digest:
+                raise _changed(candidate)
+    if present.is_file():
+        result("promoted model", present)
     return judgement
 
 
@@ -141,11 +152,14 @@ def read_promotions(config: TaskConfig) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return list(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        history: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(history, list)
+        assert all({"candidate", "config", "cases", "reason"} <= entry.keys() for entry in history)
+    except (ValueError, AttributeError, AssertionError):
         raise UserError(
             f"{path} is not the record of promotions: restore it, or remove it to judge anew."
         ) from None
+    return history
 
 
 def describe_promotion(judgement: dict[str, Any]) -> str:
@@ -165,44 +179,66 @@ def describe_promotion(judgement: dict[str, Any]) -> str:
     )
 
 
-def _judge(config: TaskConfig, candidate: Path, present: Path) -> dict[str, Any]:
-    scores: dict[str, Any] = {"candidate": {}, "present": None}
+def _judge(config: TaskConfig, candidate: Path, digest: str, present: Path) -> dict[str, Any]:
+    scores: dict[str, Any] = {"candidate": {"sha256": digest}, "present": None}
+    new: Summary = {}
     if config.test_cases:
-        summary, _ = measure_model(config, candidate, config.fold_folder() / "test")
-        scores["candidate"]["Dice"] = _dice(summary)
-    if not present.is_file():
+        new, _ = measure_model(config, candidate, config.fold_folder() / "test")
+        scores["candidate"]["Dice"] = _dice(new)
+    before = file_hash(present)
+    if not before:
         return {**scores, "promoted": True, "reason": "there was no model before"}
-    scores["present"] = {"sha256": fingerprint([present])}
+    scores["present"] = {"sha256": before}
+    if before == digest:
+        scores["present"] = dict(scores["candidate"])
+        return {**scores, "promoted": True, "reason": "it is the present model already"}
     if not config.test_cases:
         reason = "nothing to compare on: name held-back cases in test_cases of the config"
         return {**scores, "promoted": False, "reason": reason}
-    summary, _ = measure_model(config, present, config.results_folder / "present_model")
-    new, old = scores["candidate"]["Dice"], _dice(summary)
-    scores["present"]["Dice"] = old
-    promoted = new is not None and (old is None or new >= old)
-    shown = " against ".join("undefined" if v is None else f"{v:.4f}" for v in (new, old))
-    reason = f"mean Dice {shown} of the present model on {len(config.test_cases)} test cases"
+    old, _ = measure_model(config, present, config.results_folder / "present_model")
+    cases = {name: _cases(summary) for name, summary in (("new", new), ("old", old))}
+    lost = sorted(cases["old"] - cases["new"])
+    if lost:
+        scores["present"]["Dice"] = _dice(old)
+        reason = f"it fails on {', '.join(lost)}, which the present model can segment"
+        return {**scores, "promoted": False, "reason": reason}
+    both = (cases["old"] & cases["new"]) or cases["new"]
+    for name, summary in (("candidate", new), ("present", old)):
+        scores[name]["Dice"] = _dice(of_cases(summary, both))
+    mine, theirs = scores["candidate"]["Dice"], scores["present"]["Dice"]
+    promoted = mine is not None and (theirs is None or mine >= theirs)
+    shown = " against ".join("undefined" if v is None else f"{v:.4f}" for v in (mine, theirs))
+    reason = f"mean Dice {shown} of the present model on {len(both)} test cases"
     return {**scores, "promoted": promoted, "reason": reason}
 
 
+def _cases(summary: Summary) -> set[str]:
+    return {case_of(entry) for entry in summary["metric_per_case"]}
+
+
 def _dice(summary: Summary) -> float | None:
-    value = summary["foreground_mean"]["Dice"]
+    value = summary["foreground_mean"].get("Dice")
     return None if value is None else float(value)
 
 
-def _training_hashes(config: TaskConfig) -> dict[str, str]:
-    from medseg.nnunet.dataset import training_cases
-
-    return {case: fingerprint(files) for case, files in training_cases(config).items()}
+def _changed(candidate: Path) -> UserError:
+    return UserError(f"{candidate} was packaged anew while it was judged: run promote again.")
 
 
 def _test_hash(config: TaskConfig) -> str:
-    files = [path for case in config.test_cases for path in (case_files(config, case)[1],)]
-    return fingerprint(path for path in files if path.is_file())
+    """Over images and labels of the test cases, each by its case's name."""
+    files = {case: case_files(config, case) for case in config.test_cases}
+    return fingerprint(
+        [],
+        {
+            case: fingerprint(path for path in (*images, label) if path.is_file())
+            for case, (images, label) in files.items()
+        },
+    )
 
 
 def _config_hash(config: TaskConfig) -> str:
-    return fingerprint([], config.model_dump(mode="json"))
+    return fingerprint([], config.model_dump(mode="json", exclude=_NOT_TRAINED))
 
 
 def _history_file(config: TaskConfig) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,25 @@ def evaluate_pairs(
     names = next(iter(next(iter(measured.values())).values())).keys() if measured else ()
     _add_means(summary, tuple(names))
     return summary
+
+
+def of_cases(summary: Summary, cases: Collection[str]) -> Summary:
+    """The summary of a part of its cases, its means included.
+
+    Args:
+        summary: A summary.
+        cases: The cases to keep.
+    """
+    kept = [entry for entry in summary["metric_per_case"] if case_of(entry) in cases]
+    part: Summary = {**summary, "metric_per_case": kept, "mean": {}, "foreground_mean": {}}
+    names = next(iter(kept[0]["metrics"].values())).keys() if kept else ("Dice",)
+    _add_means(part, tuple(names))
+    return part
+
+
+def case_of(entry: Mapping[str, Any]) -> str:
+    """The case that an entry of ``metric_per_case`` is about."""
+    return Path(entry["prediction_file"]).name.removesuffix(ENDING)
 
 
 def read_summary(path: Path) -> Summary:

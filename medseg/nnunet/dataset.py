@@ -33,6 +33,9 @@ MINIMUM_CASES = 5
 
 ENDING = ".nii.gz"
 
+HASHES = "hashes.json"
+"""Beside the records of the raw dataset: what every case was, the refused ones too."""
+
 SPACING_TOLERANCE = 1e-3  # mm
 ORIGIN_TOLERANCE = 1e-2  # mm
 DIRECTION_TOLERANCE = 1e-3  # of a direction cosine
@@ -86,12 +89,11 @@ def prepare_dataset(config: TaskConfig) -> dict[str, Any]:
     for folder in ("imagesTr", "labelsTr"):
         (config.raw_folder / folder).mkdir(parents=True, exist_ok=True)
 
-    settings = {"labels": config.labels, "channels": channels}
     hashes: dict[str, str] = {}
     to_do: dict[str, tuple[Any, ...]] = {}
     for case, files in cases.items():
         with failures.case(case):
-            hashes[case] = fingerprint([*files.images, files.label], settings)
+            hashes[case] = _case_hash(config, files, channels)
             if not Manifest(config.raw_folder, f"case-{case}").is_done(hashes[case]):
                 to_do[case] = (
                     case,
@@ -140,17 +142,32 @@ def prepared(config: TaskConfig) -> dict[str, Any]:
     return dict(content["result"])
 
 
-def training_cases(config: TaskConfig) -> dict[str, list[Path]]:
-    """The files of every training case in ``data_dir`` that has its images and its label.
+def case_hashes(config: TaskConfig) -> dict[str, str]:
+    """One hash a training case, over its files as they lie in ``data_dir``, labels and channels.
 
     Args:
-        config: The task's config; its ``test_cases`` are left out.
+        config: The task's config; its ``test_cases`` are left out, as are cases without an image
+            or a label.
 
     Raises:
         UserError: As :func:`prepare_dataset`, where ``data_dir`` cannot be read at all.
     """
-    cases, _ = _find_cases(config, Failures("prepare_dataset"))
-    return {case: [*files.images, files.label] for case, files in cases.items()}
+    cases, channels = _find_cases(config, Failures("prepare_dataset"))
+    return {case: _case_hash(config, files, channels) for case, files in cases.items()}
+
+
+def prepared_hashes(config: TaskConfig) -> dict[str, str]:
+    """The same hashes as :func:`prepare_dataset` found them, those of refused cases included."""
+    try:
+        text = (config.raw_folder / ".medseg" / HASHES).read_text(encoding="utf-8")
+        return dict(json.loads(text))
+    except (OSError, ValueError):
+        return {}
+
+
+def _case_hash(config: TaskConfig, files: Case, channels: list[str]) -> str:
+    settings = {"labels": config.labels, "channels": channels}
+    return fingerprint([*files.images, files.label], settings)
 
 
 def place(source: Path, target: Path, *, link: bool = True) -> None:
@@ -447,13 +464,15 @@ def _finish(
         "dataset_hash": dataset_hash,
         "raw_folder": config.root.relative(raw),
     }
+    if prepared_hashes(config) != hashes:
+        write_json(raw / ".medseg" / HASHES, hashes)
     if done.is_done(dataset_hash) and done.read()["result"] == result:
         return result
     images = [f"{case}_{index:04d}{ENDING}" for case in cases for index in range(len(channels))]
     labels = [f"{case}{ENDING}" for case in cases]
     remove_others(raw / "imagesTr", images)
     remove_others(raw / "labelsTr", labels)
-    remove_others(raw / ".medseg", [f"case-{case}.json" for case in cases])
+    remove_others(raw / ".medseg", [HASHES, *(f"case-{case}.json" for case in cases)])
     write_json(raw / "dataset.json", description)
     files = [
         raw / "dataset.json",

@@ -15,6 +15,7 @@ from typing import Any
 
 from medseg.config import TaskConfig
 from medseg.nnunet.checkpoints import load_checkpoint, safe_types
+from medseg.nnunet.dataset import prepared_hashes
 from medseg.nnunet.paths import available_cpus, environment
 from medseg.nnunet.preprocessing import preprocessed
 from medseg.nnunet.settings import record_path
@@ -103,7 +104,7 @@ def _train(config: TaskConfig, fold: int | str) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         with open_run(config, fold) as tracker:
             finished.path.unlink(missing_ok=True)
-            write_json(record_path(folder), record)
+            write_json(record_path(folder), {**record, "cases": _cases(config, data)})
             _run(config, trainer, checkpoint, tracker, data)
             result = _result(config, trainer, folder, tracker.run_id)
     finished.record(fingerprint([], record), [folder / FINAL], result)
@@ -194,6 +195,32 @@ def _why_anew(
     if changed and not config.continue_training:
         return f"{', '.join(changed)} changed and continue_training is false"
     return ""
+
+
+def trained_cases(config: TaskConfig, fold: int | str | None = None) -> dict[str, str]:
+    """Hashes of the cases that a fold's training was given, and of those refused before it.
+
+    Args:
+        config: The task's config.
+        fold: The fold; None means the config's.
+
+    Returns:
+        Case to the hash that :func:`~medseg.nnunet.dataset.case_hashes` gives for the same files.
+    """
+    found = prepared_hashes(config)
+    refused = Manifest(config.raw_folder, "prepare_dataset").read().get("result", {})
+    try:
+        text = record_path(config.fold_folder(fold)).read_text(encoding="utf-8")
+        trained = dict(json.loads(text)["cases"])
+    except (OSError, ValueError, KeyError):  # trained by nnU-Net's own command
+        return found
+    return {case: found[case] for case in refused.get("failed", {}) if case in found} | trained
+
+
+def _cases(config: TaskConfig, data: dict[str, Any]) -> dict[str, str]:
+    """What the preprocessed dataset was made of; unknown where the raw one has changed since."""
+    raw = Manifest(config.raw_folder, "prepare_dataset").read().get("result", {})
+    return prepared_hashes(config) if raw.get("dataset_hash") == data["dataset_hash"] else {}
 
 
 def _supersede(folder: Path) -> Path:

@@ -84,6 +84,11 @@ def checkpoint(root: Path) -> int:
     return path.stat().st_mtime_ns
 
 
+def converted(root: Path) -> dict[str, int]:
+    """The files of the NIFTI dataset's cases, and when they were written."""
+    return {str(p): p.stat().st_mtime_ns for p in (root / "NIFTI/Task04").glob("*/*.nii.gz")}
+
+
 def test_the_first_run_trains_and_promotes(project: Path) -> None:
     """... though it is killed while it decides, while it promotes, and before it has said so."""
     models = project / MODELS
@@ -122,11 +127,15 @@ def test_the_first_run_trains_and_promotes(project: Path) -> None:
 
 
 def test_too_few_new_cases_train_nothing(project: Path) -> None:
-    before = checkpoint(project)
+    before, old = checkpoint(project), converted(project)
     output = run_pipeline("lifecycle", project, **RUN)
     assert "nothing to train: 0 new cases, 2 needed" in output
+    assert len(old) == 14
+    assert converted(project) == old
     arrive(project, waiting(project)[0])
     output = run_pipeline("lifecycle", project, **RUN)
+    assert old.items() <= converted(project).items(), "old studies are not converted again"
+    assert len(converted(project)) == 16
     assert "nothing to train: 1 new cases, 2 needed" in output
     assert "report: done" in output
     assert "train: started" not in output
