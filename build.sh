@@ -13,7 +13,8 @@ usage: ./build.sh COMMAND [ARGUMENTS]
   demo [--dataset DIR]     run everything once, on phantoms or on a Decathlon-format folder
   test [--slow] [PYTEST…]  lint, check compiled/, run the tests
   lint                     ruff and mypy
-  compile [--settings F]   write compiled/*.yaml (or a site's own set with -o DIR)
+  compile                  write compiled/*.yaml, with the default settings
+  compile --settings F     write a site's own set to site/ (another folder: -o DIR)
   images [--registry R] [--base IMAGE] [--torch VERSION] [--push]
                            build and tag the container images
   bench [NAME…]            speed and memory against the tools used directly, as ratios
@@ -89,13 +90,16 @@ case "$command" in
     ;;
   compile)
     setup
-    [ $# -gt 0 ] || set -- --output compiled --catalogue docs/components.md
+    if [ $# -eq 0 ]; then
+      unset "${!MEDSEG_PLATFORM_@}" # what is committed is made with the defaults
+      set -- --output compiled --catalogue docs/components.md
+    fi
     exec "$venv/bin/medseg" compile "$@"
     ;;
   test)
     need Orthanc orthanc chromium chromium storescu dcmtk \
       dockerd docker.io docker-registry docker-registry mmdebstrap mmdebstrap \
-      skopeo skopeo umoci umoci
+      skopeo skopeo umoci umoci kubectl kubernetes-client
     [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || need orthanc-dicomweb orthanc-dicomweb
     setup
     lint

@@ -25,7 +25,7 @@ def collect_dataset(
 
     from medseg.config import load_config
     from medseg.dicom import collect_dataset as collect
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("collect_dataset", target=output_folder or config_file_path) as root:
         config = load_config(config_file_path, root) if config_file_path else None
@@ -33,3 +33,4 @@ def collect_dataset(
         summary = collect(root, folder, config=config)
         Path(quality.path).write_text(summary.pop("html"), encoding="utf-8")
         dataset.metadata.update(summary["dataset"])
+        result("NIfTI dataset", root.resolve(folder))

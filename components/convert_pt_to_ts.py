@@ -19,7 +19,8 @@ def convert_pt_to_ts(config_file_path: str, model: Output[Model], fold: int = -1
     """
     from medseg.bundle import convert_pt_to_ts as convert
     from medseg.config import load_config
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("convert_pt_to_ts", target=f"{config_file_path}-{fold}") as root:
         model.metadata.update(convert(load_config(config_file_path, root, fold=fold)))
+        result("packaged model", root.resolve(model.metadata["path"]))

@@ -32,7 +32,7 @@ def create_docker_context(
         destination_nifti: Name that the NIfTI image will get; checked likewise.
     """
     from medseg.deploy import create_docker_context as create
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("create_docker_context", target=context) as root:
         create(
@@ -45,3 +45,4 @@ def create_docker_context(
             task_name=task_name,
             destinations={"destination": destination, "destination_nifti": destination_nifti},
         )
+        result("build contexts", root.resolve(context))

@@ -6,7 +6,12 @@ from medseg.kubeflow.settings import load_settings
 
 
 @dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
-def notify(pipeline: str, run: str, last_stage: str):
+def notify(
+    pipeline: str,
+    run: str,
+    last_stage: str,
+    folds: list[int] = [],  # noqa: B006 - KFP reads the default
+):
     """Tells a webhook that the run failed; the exit handler of long and recurring pipelines.
 
     Without a webhook (the notify Secret) it does nothing.
@@ -15,6 +20,7 @@ def notify(pipeline: str, run: str, last_stage: str):
         pipeline: The pipeline's name.
         run: The run's name.
         last_stage: The stage that ends a run that succeeds.
+        folds: The folds that this stage works on, each of which must have ended.
     """
     import os
 
@@ -23,4 +29,4 @@ def notify(pipeline: str, run: str, last_stage: str):
         from medseg.project import stage
 
         with stage("notify", target=run) as root:
-            report_failure(root, pipeline, run, last_stage)
+            report_failure(root, pipeline, run, last_stage, times=len(set(folds)))

@@ -16,7 +16,8 @@ def plan_and_preprocess(config_file_path: str, preprocessed: Output[Dataset]):
     """
     from medseg.config import load_config
     from medseg.nnunet import plan_and_preprocess as preprocess
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("plan_and_preprocess", target=config_file_path) as root:
         preprocessed.metadata.update(preprocess(load_config(config_file_path, root)))
+        result("preprocessed", root.resolve(preprocessed.metadata["preprocessed_folder"]))

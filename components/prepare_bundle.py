@@ -16,7 +16,9 @@ def prepare_bundle(config_file_path: str, bundle: Output[Artifact]):
     """
     from medseg.bundle import prepare_bundle as prepare
     from medseg.config import load_config
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("prepare_bundle", target=config_file_path) as root:
-        bundle.metadata["path"] = root.relative(prepare(load_config(config_file_path, root)))
+        folder = prepare(load_config(config_file_path, root))
+        bundle.metadata["path"] = root.relative(folder)
+        result("bundle", folder)

@@ -26,7 +26,7 @@ def segment(
         test_time_augmentation: Average over mirrored copies of the image, as nnU-Net does.
     """
     from medseg.bundle import segment as segment_images
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("segment", target=output) as root:
         paths = segment_images(
@@ -37,3 +37,4 @@ def segment(
             test_time_augmentation=test_time_augmentation,
         )
         segmentations.metadata["files"] = [root.relative(path) for path in paths]
+        result("segmentations", root.resolve(output))

@@ -17,9 +17,12 @@ def test_model(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
     """
     from medseg.config import load_config
     from medseg.evaluation import kfp_metrics, test_model
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("test_model", target=f"{config_file_path}-{fold}") as root:
-        summary = test_model(load_config(config_file_path, root, fold=fold))
+        config = load_config(config_file_path, root, fold=fold)
+        summary = test_model(config)
         for name, value in kfp_metrics(summary).items():
             metrics.log_metric(name, value)
+        if summary:
+            result("test", config.fold_folder() / "test" / "summary.json")

@@ -18,7 +18,7 @@ def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
     from medseg.bundle import export_checkpoint
     from medseg.config import load_config
     from medseg.nnunet import train as train_fold
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("train", target=f"{config_file_path}-{fold}") as root:
         config = load_config(config_file_path, root, fold=fold)
@@ -29,3 +29,4 @@ def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
             if value is not None:
                 metrics.log_metric(name, value)
         export_checkpoint(config)
+        result("training", config.fold_folder())

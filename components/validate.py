@@ -18,10 +18,11 @@ def validate(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
     from medseg.config import load_config
     from medseg.evaluation import evaluate, kfp_metrics
     from medseg.nnunet import predict_validation
-    from medseg.project import stage
+    from medseg.project import result, stage
 
     with stage("validate", target=f"{config_file_path}-{fold}") as root:
         config = load_config(config_file_path, root, fold=fold)
         predict_validation(config)
         for name, value in kfp_metrics(evaluate(config)).items():
             metrics.log_metric(name, value)
+        result("validation", config.fold_folder() / "validation" / "summary.json")

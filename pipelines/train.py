@@ -17,6 +17,20 @@ def train_fold(config_file_path: str, fold: int):
     components.train(config_file_path=config_file_path, fold=fold)
 
 
+@platform_pipeline(name="medseg-train-folds", secrets=("mlflow", "s3"), gpu="train")
+def train_folds(config_file_path: str, folds: list[int]):
+    """Trains several folds at the same time.
+
+    Args:
+        config_file_path: The task's config.
+        folds: Folds to train; -1: the one that the config names.
+    """
+    with dsl.ParallelFor(folds) as fold:
+        train_fold(
+            config_file_path=config_file_path, fold=fold, **platform_arguments("mlflow", "s3")
+        )
+
+
 @platform_pipeline(
     name="medseg-train", display_name="Train", secrets=("mlflow", "s3", "notify"), gpu="train"
 )
@@ -28,9 +42,14 @@ def train(config_file_path: str, folds: list[int] = [-1]):  # noqa: B006 - KFP r
         folds: Folds to train; [-1]: the one that the config names; [0, 1, 2, 3, 4]: all five.
     """
     failed = components.notify(
-        pipeline="train", run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, last_stage="train"
+        pipeline="train",
+        run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
+        last_stage="train",
+        folds=folds,
     )
-    with dsl.ExitHandler(failed), dsl.ParallelFor(folds) as fold:
-        train_fold(
-            config_file_path=config_file_path, fold=fold, **platform_arguments("mlflow", "s3")
+    # a pipeline of its own, as KFP 2.14 fails on a loop directly inside the handler
+    # (kubeflow/pipelines#12390)
+    with dsl.ExitHandler(failed):
+        train_folds(
+            config_file_path=config_file_path, folds=folds, **platform_arguments("mlflow", "s3")
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from medseg.project import DataRoot
+from tests.volumes import Volume
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +32,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataRoot:
     folder.mkdir()
     monkeypatch.setenv("MEDSEG_DATA_ROOT", str(folder))
     return DataRoot.at(folder)
+
+
+@pytest.fixture
+def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Volume]:
+    """A data root on a volume of its own, which can be filled; the environment points to it."""
+    small = Volume(tmp_path / "volume")
+    monkeypatch.setenv("MEDSEG_DATA_ROOT", str(small.folder))
+    try:
+        yield small
+    finally:
+        small.close()
 
 
 ORDER = (

@@ -32,6 +32,8 @@ def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path
     Raises:
         UserError: The fold is not trained to its end, or a checkpoint is damaged.
     """
+    from medseg.nnunet import load_checkpoint, trained_settings
+
     fold = config.fold if fold is None else fold
     source = config.fold_folder(fold)
     final, best = source / "checkpoint_final.pth", source / "checkpoint_best.pth"
@@ -42,15 +44,15 @@ def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path
     models = config.bundle_folder / "models"
     target = models / f"fold_{fold}"
     descriptions = [config.results_folder / name for name in ("plans.json", "dataset.json")]
-    inputs = fingerprint({final, best, *descriptions}, {"num_epochs": config.num_epochs})
+    settings = trained_settings(config, fold)
+    schedule = {name: settings[name] for name in ("num_epochs", "initial_lr")}
+    inputs = fingerprint({final, best, *descriptions}, schedule)
     manifest = Manifest(target, "export_checkpoint")
     if manifest.is_done(inputs) and (models / "nnunet_checkpoint.pth").is_file():
         progress(f"fold {fold}: checkpoints are in the bundle already")
         return target
 
     import torch
-
-    from medseg.nnunet import load_checkpoint
 
     last = load_checkpoint(final)
     for description in descriptions:
@@ -68,7 +70,7 @@ def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path
     }
     for name, checkpoint in outputs.items():
         with atomic_file(target / name) as temporary:
-            torch.save(_convert(checkpoint, config), temporary)
+            torch.save(_convert(checkpoint, **schedule), temporary)
     for old in target.glob("checkpoint_*.pt"):
         if old.name not in outputs:
             old.unlink()
@@ -95,7 +97,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _convert(checkpoint: Mapping[str, Any], config: TaskConfig) -> dict[str, Any]:
+def _convert(checkpoint: Mapping[str, Any], num_epochs: int, initial_lr: float) -> dict[str, Any]:
     from medseg.nnunet.prediction import scheduler_state
 
     optimizer = plain(checkpoint["optimizer_state"])
@@ -104,8 +106,8 @@ def _convert(checkpoint: Mapping[str, Any], config: TaskConfig) -> dict[str, Any
         "network_weights": dict(checkpoint["network_weights"]),
         "optimizer_state": optimizer,
         "scheduler": scheduler_state(
-            float(groups[0].get("initial_lr", config.initial_lr)),
-            max(config.num_epochs, int(checkpoint["current_epoch"])),
+            float(groups[0].get("initial_lr", initial_lr)),
+            max(num_epochs, int(checkpoint["current_epoch"])),
             int(checkpoint["current_epoch"]),
         ),
     }

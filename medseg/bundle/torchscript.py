@@ -93,6 +93,7 @@ def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[
             inference_json(plans, dataset, checkpoint, channels=channels, fold=fold)
         ),
     }
+    progress(f"fold {fold}: tracing the network")
     with torch.no_grad():
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
             network, patches[:1], check_trace=False
@@ -101,6 +102,7 @@ def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[
     torch.jit.save(traced, packed, _extra_files=extra)
     with atomic_file(target) as temporary:
         temporary.write_bytes(packed.getbuffer())
+        progress(f"fold {fold}: comparing it with the original on {len(patches)} patches")
         difference = compare(network, load_packaged(temporary).network, patches)
     write_metadata(config, metadata)
     result = {

@@ -212,8 +212,8 @@ def secrets(kind: str, file: Path | None, name: str, namespace: str) -> None:
             for key in secret_keys(kind)
         }
     name = name or str(getattr(load_settings(), f"{kind}_secret"))
-    state = write_secret(kind, values, name=name, namespace=namespace)
-    click.echo(f"{state} the Secret {name}")
+    state, where = write_secret(kind, values, name=name, namespace=namespace)
+    click.echo(f"{state} the Secret {name} in the namespace {where}")
 
 
 COMMANDS = (upload, submit, schedule, runs, logs, cancel, secrets)

@@ -33,7 +33,8 @@ def run_demo(data_root: Path, dataset: Path | None) -> bool:
             return False
     _show_metrics(demo.config)
     for label, path in run.results:
-        Console().print(f"{label}: {path}", soft_wrap=True)
+        if label == "report":
+            Console().print(f"{label}: {path}", soft_wrap=True, highlight=False)
     return True
 
 

@@ -152,23 +152,23 @@ def demo(data_root: Path, dataset: Path | None) -> None:
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("compiled"),
-    show_default=True,
-    help="Folder for the YAML files.",
+    help="Folder for the YAML files; default: compiled, of a site's own settings site.",
 )
 @click.option(
     "--catalogue",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the catalogue of pipelines and components to this Markdown page.",
 )
-def compile_(settings: Path | None, output: Path, catalogue: Path | None) -> None:
+def compile_(settings: Path | None, output: Path | None, catalogue: Path | None) -> None:
     """Compile the pipelines to YAML, ready to upload."""
     import os
 
-    from medseg.kubeflow.settings import SETTINGS_VARIABLE
+    from medseg.kubeflow.settings import PREFIX, SETTINGS_VARIABLE
 
     if settings is not None:
         os.environ[SETTINGS_VARIABLE] = str(settings)
+    if output is None:  # the committed set is that of the defaults
+        output = Path("site" if any(name.startswith(PREFIX) for name in os.environ) else "compiled")
     from medseg.kubeflow.compiled import compile_pipelines
 
     for path in compile_pipelines(output):

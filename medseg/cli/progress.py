@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 import time
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 from rich.console import Console
@@ -45,18 +49,52 @@ def show_run(
     return run
 
 
+Key = tuple[str, str]
+"""A stage and its target: shards and folds run one stage on several targets at a time."""
+
+
+class _Names:
+    """What to call a stage: by its target too, from the second target on that it runs on."""
+
+    def __init__(self, keys: Iterable[Key] = ()) -> None:
+        self._targets: dict[str, list[str]] = {}
+        for key in keys:
+            self.add(key)
+
+    def add(self, key: Key) -> None:
+        targets = self._targets.setdefault(key[0], [])
+        if key[1] not in targets:
+            targets.append(key[1])
+
+    def __getitem__(self, key: Key) -> str:
+        stage, target = key
+        targets = self._targets.get(stage, [])
+        if len(targets) < 2:
+            return stage
+        # Only what differs: of configs/a.yaml-0 and configs/a.yaml-1 the fold.
+        parts = zip(*(_parts(each) for each in targets), strict=False)
+        same = sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, parts))
+        return f"{stage} {''.join(_parts(target)[same:])}"
+
+
+def _parts(target: str) -> list[str]:
+    return re.split(r"(?<=[-/])", target)
+
+
 class _Lines:
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.quiet_until: dict[str, float] = {}
+        self.names = _Names()
+        self.quiet_until: dict[Key, float] = {}
 
     def handle(self, event: dict[str, Any]) -> None:
-        stage, kind, message = event["stage"], event["event"], event["message"]
+        key, kind, message = (event["stage"], event["target"]), event["event"], event["message"]
+        self.names.add(key)
         if kind == "progress":
             done, total = event.get("done"), event.get("total")
-            if done != total and time.monotonic() < self.quiet_until.get(stage, 0):
+            if done != total and time.monotonic() < self.quiet_until.get(key, 0):
                 return  # a line every few seconds is enough for a log
-            self.quiet_until[stage] = time.monotonic() + 5
+            self.quiet_until[key] = time.monotonic() + 5
             message = f"[{done}/{total}] {message}" if total else message
         elif kind == "start":
             message = "started"
@@ -66,7 +104,7 @@ class _Lines:
             message = f"failed: {message}"
         elif kind == "result":
             return
-        self.console.print(f"  {stage}: {escape(message)}", soft_wrap=True)
+        self.console.print(f"  {escape(self.names[key])}: {escape(message)}", soft_wrap=True)
         self.console.file.flush()
 
 
@@ -74,13 +112,14 @@ class _Live:
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.fields[stage]}", style="bold"),
+            TextColumn("{task.fields[stage]}", style="bold", markup=False),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
             console=console,
         )
-        self.tasks: dict[str, TaskID] = {}
+        self.names = _Names()
+        self.tasks: dict[Key, TaskID] = {}
 
     def __enter__(self) -> _Live:
         self.progress.start()
@@ -90,11 +129,14 @@ class _Live:
         self.progress.stop()
 
     def handle(self, event: dict[str, Any]) -> None:
-        stage, kind = event["stage"], event["event"]
+        key, kind = (event["stage"], event["target"]), event["event"]
         if kind == "start":
-            self.tasks[stage] = self.progress.add_task("", total=None, stage=stage)
+            self.names.add(key)
+            self.tasks[key] = self.progress.add_task("", total=None, stage="")
+            for other, task in self.tasks.items():  # an earlier one may need its target now
+                self.progress.update(task, stage=self.names[other])
             return
-        task = self.tasks[stage]
+        task = self.tasks[key]
         message = escape(event["message"])
         if kind == "progress":
             self.progress.update(
@@ -111,19 +153,22 @@ class _Live:
 
 
 def _summary(console: Console, run: LocalRun) -> None:
-    table = Table(title=f"Run {run.name}", title_justify="left")
+    table = Table()
     table.add_column("stage")
     table.add_column("state")
     table.add_column("seconds", justify="right")
-    colours = {"done": "green", "failed": "red", "running": "yellow"}
-    for stage, state, seconds in run.stages:
-        if state == "running":
-            state, seconds = "stopped", float("nan")
-        table.add_row(stage, f"[{colours.get(state, 'red')}]{state}", f"{seconds:.1f}")
+    names = _Names((stage.name, stage.target) for stage in run.stages)
+    states = {"done": "[green]done", "failed": "[red]failed", "running": "[red]stopped"}
+    for stage in run.stages:
+        seconds = "" if math.isnan(stage.seconds) else f"{stage.seconds:.1f}"
+        name = names[stage.name, stage.target]
+        table.add_row(escape(name), states[stage.state], seconds)
     console.print(table)
-    for label, path in run.results:
-        console.print(f"{label}: {path}", soft_wrap=True)
-    console.print(f"log: {run.log}", soft_wrap=True)
+    places = [*run.results, ("log", str(run.log))]
+    width = max(len(label) for label, _ in places) + 1
+    for label, path in places:
+        # by hand, since a table folds a long path, which then cannot be copied
+        console.print(f"{label + ':':{width}} {escape(path)}", soft_wrap=True)
     for error in run.errors:
         console.print(f"[red]error:[/] {escape(error)}", soft_wrap=True)
     state = "[green]succeeded[/]" if run.succeeded else "[red]failed[/]"

@@ -24,6 +24,11 @@ _BATCH = 64
 class Target(Protocol):
     """What takes the studies that a stage makes."""
 
+    @property
+    def folder(self) -> Path | None:
+        """Its folder on the data root; None where it is elsewhere."""
+        ...
+
     def is_done(self, case: str, inputs: str) -> bool:
         """Whether the case made from these inputs is already there."""
         ...
@@ -57,23 +62,25 @@ def open_target(root: DataRoot, output: str) -> Target:
 
 class _FolderTarget:
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def is_done(self, case: str, inputs: str) -> bool:
-        return Manifest(self._folder, case).is_done(inputs)
+        return Manifest(self.folder, case).is_done(inputs)
 
     def store(self, case: str, inputs: str, series: Mapping[str, Sequence[Dataset]]) -> None:
-        with atomic_folder(self._folder / case) as folder:
+        with atomic_folder(self.folder / case) as folder:
             for name, instances in series.items():
                 (folder / name).mkdir()
                 for instance in instances:
                     file = folder / name / f"{int(instance.InstanceNumber):04d}.dcm"
                     instance.save_as(file, enforce_file_format=True)
-        outputs = (self._folder / case).rglob("*.dcm")
-        Manifest(self._folder, case).record(inputs, outputs)
+        outputs = (self.folder / case).rglob("*.dcm")
+        Manifest(self.folder, case).record(inputs, outputs)
 
 
 class _WebTarget:
+    folder = None
+
     def __init__(self, root: DataRoot, url: str) -> None:
         self._url = url
         self._record = _record_folder(root, url)
@@ -112,6 +119,8 @@ class _WebTarget:
 
 class _NodeTarget:
     """C-STORE. A node cannot be asked what it holds, so the manifest alone decides."""
+
+    folder = None
 
     def __init__(self, root: DataRoot, url: str) -> None:
         match = re.fullmatch(r"dicom://([^@/]{1,16})@(\[[^\]]+\]|[^:/@]+):(\d+)/?", url)

@@ -29,7 +29,7 @@ from medseg.dicom.segmentation import LONGEST_NAME, MANUFACTURER, build_segmenta
 from medseg.dicom.targets import open_target
 from medseg.dicom.to_nifti import DEFAULT_SUFFIXES
 from medseg.dicom.volume import LPS_TO_RAS, Volume, check_rectangular, check_same_grid
-from medseg.project import DataRoot, Failures, UserError, fingerprint, progress
+from medseg.project import DataRoot, Failures, UserError, fingerprint, progress, result
 
 _SOP_CLASSES = {"CT": CTImageStorage, "MR": MRImageStorage}
 
@@ -123,6 +123,8 @@ def nifti_to_dicom(
             cases.append(patient)
             progress(patient, done, len(dataset.cases))
     failures.check(len(dataset.cases), config.max_failed_cases if config else 0)
+    if target.folder is not None:
+        result("DICOM", target.folder)
     return {"cases": cases, "written": written}
 
 

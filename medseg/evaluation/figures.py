@@ -180,6 +180,7 @@ def metric_figure(metric: str, unit: str, points: Points) -> Figure | None:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         else:
             axes.set_ylim(top=1.02)
+            axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 1])
         _name_ticks(axes, names)
         uri = finish()
     return Figure(uri, f"{metric} of every case. {'; '.join(sentences)}.")
@@ -227,10 +228,13 @@ def _histogram(axes: Axes, title: str, series: Sequence[Any]) -> None:
     axes.set_title(title)
     low, high = min(map(np.min, series)), max(map(np.max, series))
     bins = np.linspace(low, high if high > low else low + 1, 11).tolist()
-    for values, colour, hatch in zip(series, (BLUE, VERMILLION), ("", "////"), strict=False):
+    # The second one is hatched and not filled, so that the first shows through.
+    for values, colour, fill, hatch in zip(
+        series, (BLUE, VERMILLION), (BLUE + "55", "none"), ("", "////"), strict=False
+    ):
         axes.hist(
-            values, bins, histtype="stepfilled", facecolor=colour + "55", edgecolor=colour,
-            hatch=hatch, linewidth=1.2,
+            values, bins, histtype="stepfilled", facecolor=fill, edgecolor=colour, hatch=hatch,
+            linewidth=1.2,
         )  # fmt: skip
     axes.legend(["in plane (i)", "between slices (k)"], fontsize=8)
     axes.set_ylabel("Cases")

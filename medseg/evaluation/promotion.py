@@ -16,7 +16,15 @@ from typing import Any
 from medseg.config import TaskConfig
 from medseg.evaluation.held_back import case_files, measure_model
 from medseg.evaluation.summary import Summary
-from medseg.project import UserError, atomic_file, fingerprint, progress, result, write_json
+from medseg.project import (
+    Manifest,
+    UserError,
+    atomic_file,
+    fingerprint,
+    progress,
+    result,
+    write_json,
+)
 
 
 def decide_retraining(config: TaskConfig, min_new_cases: int = 1) -> dict[str, Any]:
@@ -93,19 +101,28 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         last = history[-1]
         if last["candidate"]["sha256"] == digest and basis.items() <= last.items():
             progress(f"judged before: {last['reason']}")
+            result("promoted model", present)
             return last
-    judgement: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **basis,
-        **_judge(config, candidate, present),
-    }
-    judgement["candidate"]["sha256"] = digest
+    # Kept until all is done: after a kill the candidate may already be the present model.
+    pending, inputs = Manifest(present.parent, "judgement"), fingerprint([candidate], basis)
+    judgement: dict[str, Any] = {}
+    if pending.is_done(inputs):
+        judgement = pending.read()["result"]
+    else:
+        judgement = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **basis,
+            **_judge(config, candidate, present),
+        }
+        judgement["candidate"]["sha256"] = digest
+        pending.record(inputs, [], judgement)
     if judgement["promoted"]:
         with atomic_file(present) as temporary:
             shutil.copyfile(candidate, temporary)
     write_json(_history_file(config), [*history, judgement])
+    pending.path.unlink()
     progress(judgement["reason"])
-    result("model", present)
+    result("promoted model", present)
     return judgement
 
 

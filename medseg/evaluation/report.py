@@ -26,6 +26,7 @@ from medseg.evaluation.held_back import case_files
 from medseg.evaluation.metrics import foreground
 from medseg.evaluation.summary import ENDING, SUMMARY, Summary, read_summary
 from medseg.project import UserError, progress, write_text
+from medseg.project.files import remove_stale
 
 METRICS = {"Dice": "", "IoU": "", "ASD": "mm", "HD95": "mm"}
 """What is shown, with units. Dice decides which case is best and which is worst."""
@@ -78,6 +79,7 @@ def write_report(
     import jinja2
 
     from medseg.evaluation.figures import dataset_figure, metric_figure, training_figure
+    from medseg.nnunet import trained_settings
 
     fold = config.fold if fold is None else fold
     folder = config.fold_folder(fold)
@@ -88,6 +90,7 @@ def write_report(
     shown = [part for part in parts if part.cases]
     cases, dataset_source = dataset_facts(config, fold)
     log, training_source = training_facts(config, fold)
+    settings = trained_settings(config, fold)
     figures = [
         figure
         for metric, unit in METRICS.items()
@@ -106,7 +109,7 @@ def write_report(
         channels=config.modality_list or list(config.channels),
         structures=structure_names(config),
         metrics=METRICS,
-        tiles=_tiles(config, cases, parts, log),
+        tiles=_tiles(cases, parts, log, settings),
         cases=cases,
         counts={
             part: sum(case.part == part for case in cases)
@@ -120,12 +123,14 @@ def write_report(
         training_source=training_source,
         training_figure=training_figure(log, structure_names(config)) if log.get("lrs") else None,
         plans=plans_facts(config),
-        training_settings=_training_settings(config, log),
+        training_settings=_training_settings(config, log, settings),
         parts=parts,
         metric_figures=figures,
         hashes=file_hashes(config, fold),
         versions=versions(),
     )
+    for run in (config.root.path / "reports").glob("*"):
+        remove_stale(run / output.name)  # each run has a folder of its own, a killed one too
     write_text(output, html)
     progress(f"report of fold {fold}: {len(html) / 1e6:.1f} MB")
     return output
@@ -197,6 +202,7 @@ def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, 
         else:
             image = config.raw_folder / "imagesTr" / f"{case}_0000{ENDING}"
             reference = config.preprocessed_folder / "gt_segmentations" / f"{case}{ENDING}"
+        progress(f"{name}: overlay of {case}")
         caption = f"{title}: {case}, Dice {np.mean(dice[case]):.3f}"
         if len(dice[case]) > 1:
             caption += " (mean of its structures)"
@@ -223,7 +229,7 @@ def _points(parts: Sequence[Part], metric: str) -> dict[str, dict[str, list[floa
 
 
 def _tiles(
-    config: TaskConfig, cases: list[CaseFacts], parts: list[Part], log: dict[str, Any]
+    cases: list[CaseFacts], parts: list[Part], log: dict[str, Any], settings: dict[str, Any]
 ) -> list[tuple[str, str, str]]:
     """The figures at the top: value, what it is, and a remark."""
     tiles = []
@@ -233,14 +239,16 @@ def _tiles(
         if part.cases:
             remark = f"{count} {part.name} case{'s' if count != 1 else ''}"
             tiles.append((_number(means.get("Dice")), f"{part.name} Dice", remark))
-            tiles.append((_number(means.get("HD95"), 1), f"{part.name} HD95 (mm)", remark))
+            distance = means.get("HD95")
+            shown = "–" if distance is None else f"{distance:.1f} mm"
+            tiles.append((shown, f"{part.name} HD95", remark))
     if cases:
         counts = [sum(case.part == name for case in cases) for name in ("training", "validation")]
         tiles.append(
             (str(len(cases)), "cases", f"{counts[0]} to train on, {counts[1]} to validate")
         )
     if log.get("lrs"):
-        steps = config.iterations_per_epoch
+        steps = settings["num_iterations_per_epoch"]
         tiles.append((str(len(log["lrs"])), "epochs", f"of {steps} steps"))
     return tiles
 
@@ -272,21 +280,23 @@ def _ranges(cases: list[CaseFacts]) -> list[tuple[str, str]]:
     return rows
 
 
-def _training_settings(config: TaskConfig, log: dict[str, Any]) -> dict[str, str]:
-    settings = {
+def _training_settings(
+    config: TaskConfig, log: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, str]:
+    shown = {
         "Trainer": config.trainer_class_name,
         "Configuration": f"{config.configuration} of {config.nnunet_plans_name}",
-        "Epochs × steps": f"{config.num_epochs} × {config.iterations_per_epoch}",
-        "Initial learning rate": f"{config.initial_lr:g}",
-        "Seed": str(config.seed),
+        "Epochs × steps": f"{settings['num_epochs']} × {settings['num_iterations_per_epoch']}",
+        "Initial learning rate": f"{settings['initial_lr']:g}",
+        "Seed": str(settings["seed"]),
     }
     ended, began = log.get("epoch_end_timestamps"), log.get("epoch_start_timestamps")
     if ended and began:
         seconds = [end - start for start, end in zip(began, ended, strict=False)]
-        settings["Time"] = (
+        shown["Time"] = (
             f"{_duration(sum(seconds))}, {_duration(float(np.median(seconds)))} an epoch"
         )
-    return settings
+    return shown
 
 
 def _duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,6 +34,15 @@ TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"  # noqa: S105 - the name of a vari
 
 EXPERIMENT = "medseg"
 FINISHED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
+SINGLE_USER_NAMESPACE = "kubeflow"
+"""Where the runs of a single-user installation live."""
+
+# drivers, executors, the root, loops, conditions and handlers are KFP's own steps
+_OWN_STEP = re.compile(
+    r"(root|executor|iteration-\w+|.*-driver|"
+    r"(for-loop|condition|condition-branches|exit-handler)-\d+)(\(.*\))?"
+)
+
 Note = Callable[[str], None]
 
 
@@ -127,11 +137,12 @@ class Cluster:
     Args:
         host: URL of the API (the UI's URL with ``/pipeline``, or a forwarded port). Default:
             ``KF_PIPELINES_ENDPOINT``, inside a pod the installation's service.
-        namespace: The user's namespace. Default: ``MEDSEG_NAMESPACE``, inside a pod the pod's; a
-            single-user installation needs none.
+        namespace: The user's namespace. Default: ``MEDSEG_NAMESPACE``, inside a pod the pod's; of a
+            single-user installation ``kubeflow``, where its claims and pods are.
 
     The token is read from the file that ``KF_PIPELINES_SA_TOKEN_PATH`` names (in a Kubeflow
-    notebook the mounted one), again at every request, since the cluster renews it.
+    notebook the mounted one), again at every request, since the cluster renews it. Certificates
+    (``REQUESTS_CA_BUNDLE``) and proxies are those of the environment.
 
     Raises:
         UserError: No host is known, it does not answer or is no Kubeflow, the token is not taken,
@@ -140,14 +151,17 @@ class Cluster:
 
     def __init__(self, host: str = "", namespace: str = "") -> None:
         self.host = _find_host(host)
-        self.namespace = namespace or os.environ.get(NAMESPACE_VARIABLE) or _pod_namespace()
+        self.namespace = namespace or os.environ.get(NAMESPACE_VARIABLE, "")
         token_file = _find_token_file()
         with _quiet():
             import kfp
             import kfp_server_api
         self._server_api = kfp_server_api
         multi_user = _probe(self.host, token_file)
-        if multi_user and not self.namespace:
+        self.namespace = self.namespace or (
+            _pod_namespace() if multi_user else SINGLE_USER_NAMESPACE
+        )
+        if not self.namespace:
             raise UserError(
                 f"{self.host} serves several users: name your namespace with --namespace."
             )
@@ -156,13 +170,14 @@ class Cluster:
         with _quiet():
             self._client = kfp.Client(
                 host=self.host,
-                namespace=self._kfp_namespace or "kubeflow",
+                namespace=self._kfp_namespace or SINGLE_USER_NAMESPACE,
+                **_transport(self.host),
                 credentials=token_file
                 and kfp.client.ServiceAccountTokenVolumeCredentials(str(token_file)),
             )
         # a namespace that an earlier client left in ~/.config/kfp would win over none
         self._client._context_setting["namespace"] = self._kfp_namespace
-        with self._api(f"reading in the namespace {self.namespace or 'of the installation'}"):
+        with self._api(f"reading in the namespace {self.namespace}"):
             self._client.list_pipelines(page_size=1, namespace=self._kfp_namespace or None)
 
     # --- pipelines ---
@@ -176,6 +191,10 @@ class Cluster:
         Raises:
             UserError: The cluster refused it; what the attempt had created is removed.
         """
+        with _all_or_nothing() as undo:
+            return self._upload(pipeline, undo)
+
+    def _upload(self, pipeline: CompiledPipeline, undo: Undo) -> Version:
         content = pipeline.path.read_bytes()
         name = f"{__version__}-{hashlib.sha256(content).hexdigest()[:12]}"
         pipeline_id = self._find_pipeline(pipeline.kfp_name)
@@ -184,26 +203,30 @@ class Cluster:
             if version_id:
                 url = self._url("pipelines", f"{pipeline_id}/version/{version_id}")
                 return Version(pipeline_id, version_id, name, False, url)
-        with contextlib.ExitStack() as undo:
-            if not pipeline_id:
-                with self._api(f"creating the pipeline {pipeline.kfp_name}"):
-                    created = self._client.pipelines.pipeline_service_create_pipeline(
-                        self._server_api.V2beta1Pipeline(
-                            display_name=pipeline.kfp_name,
-                            name=pipeline.kfp_name,
-                            description=pipeline.description,
-                            namespace=self._kfp_namespace or None,
-                        )
+        is_new = not pipeline_id
+        if is_new:
+            with self._api(f"creating the pipeline {pipeline.kfp_name}"):
+                created = self._client.pipelines.pipeline_service_create_pipeline(
+                    self._server_api.V2beta1Pipeline(
+                        display_name=pipeline.kfp_name,
+                        name=pipeline.kfp_name,
+                        description=pipeline.description,
+                        namespace=self._kfp_namespace or None,
                     )
-                pipeline_id = created.pipeline_id
-                undo.callback(self._remove_pipeline, pipeline_id)
-            with self._api(f"uploading {pipeline.path.name}"):
-                version = self._client.upload_pipeline_version(
-                    str(pipeline.path), name, pipeline_id=pipeline_id
                 )
-            undo.pop_all()
-        url = self._url("pipelines", f"{pipeline_id}/version/{version.pipeline_version_id}")
-        return Version(pipeline_id, version.pipeline_version_id, name, True, url)
+            pipeline_id = created.pipeline_id
+            undo.append(
+                (f"the pipeline {pipeline.kfp_name}", self._remove_pipeline, (pipeline_id,))
+            )
+        with self._api(f"uploading {pipeline.path.name}"):
+            version = self._client.upload_pipeline_version(
+                str(pipeline.path), name, pipeline_id=pipeline_id
+            )
+        version_id = str(version.pipeline_version_id)
+        if not is_new:
+            undo.append((f"the version {name}", self._remove_version, (pipeline_id, version_id)))
+        url = self._url("pipelines", f"{pipeline_id}/version/{version_id}")
+        return Version(pipeline_id, version_id, name, True, url)
 
     def _find_pipeline(self, name: str) -> str:
         with self._api(f"looking for the pipeline {name}"):
@@ -220,9 +243,16 @@ class Cluster:
         return str(found[0].pipeline_version_id) if found else ""
 
     def _remove_pipeline(self, pipeline_id: str) -> None:
-        # the first error is the one to show
-        with contextlib.suppress(UserError), self._api("removing what the upload left"):
+        with self._api("removing a pipeline"):
             self._client.pipelines.pipeline_service_delete_pipeline(pipeline_id, cascade=True)
+
+    def _remove_version(self, pipeline_id: str, version_id: str) -> None:
+        with self._api("removing a version"):
+            self._client.delete_pipeline_version(pipeline_id, version_id)
+
+    def _remove_experiment(self, experiment_id: str) -> None:
+        with self._api("removing an experiment"):
+            self._client.delete_experiment(experiment_id)
 
     # --- runs ---
 
@@ -247,19 +277,22 @@ class Cluster:
             note: Told what could not be checked.
 
         Raises:
-            UserError: An argument is wrong, the claim does not exist, or the cluster refused it.
+            UserError: An argument is wrong, the claim does not exist, or the cluster refused it;
+                what the attempt had created is removed.
         """
         checked = self._check(pipeline, arguments, note)
-        version = self.upload(pipeline)
-        with self._api("starting the run"):
-            run = self._client.run_pipeline(
-                experiment_id=self._experiment(experiment),
-                job_name=name or f"{pipeline.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
-                params=checked,
-                pipeline_id=version.pipeline_id,
-                version_id=version.version_id,
-                service_account=service_account or None,
-            )
+        with _all_or_nothing() as undo:
+            version = self._upload(pipeline, undo)
+            experiment_id = self._experiment(experiment, undo)
+            with self._api("starting the run"):
+                run = self._client.run_pipeline(
+                    experiment_id=experiment_id,
+                    job_name=name or f"{pipeline.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
+                    params=checked,
+                    pipeline_id=version.pipeline_id,
+                    version_id=version.version_id,
+                    service_account=service_account or None,
+                )
         return self._run(run)
 
     def schedule(
@@ -293,7 +326,7 @@ class Cluster:
 
         Raises:
             UserError: The schedule or an argument is wrong, the name is taken, the claim does not
-                exist, or the cluster refused it.
+                exist, or the cluster refused it; what the attempt had created is removed.
         """
         expression, seconds = check_schedule(cron, every, concurrency)
         name = name or pipeline.name
@@ -305,21 +338,23 @@ class Cluster:
                 f"there is a recurring run {name!r} already: give another name, "
                 "or remove it with 'medseg cancel --schedule ID'."
             )
-        version = self.upload(pipeline)
-        with self._api("creating the recurring run"):
-            created = self._client.create_recurring_run(
-                experiment_id=self._experiment(experiment),
-                job_name=name,
-                cron_expression=expression,
-                # text, as the API's model has 64-bit numbers
-                interval_second=seconds and str(seconds),
-                max_concurrency=str(concurrency),
-                no_catchup=not catch_up,
-                params=checked,
-                pipeline_id=version.pipeline_id,
-                version_id=version.version_id,
-                service_account=service_account or None,
-            )
+        with _all_or_nothing() as undo:
+            version = self._upload(pipeline, undo)
+            experiment_id = self._experiment(experiment, undo)
+            with self._api("creating the recurring run"):
+                created = self._client.create_recurring_run(
+                    experiment_id=experiment_id,
+                    job_name=name,
+                    cron_expression=expression,
+                    # text, as the API's model has 64-bit numbers
+                    interval_second=seconds and str(seconds),
+                    max_concurrency=str(concurrency),
+                    no_catchup=not catch_up,
+                    params=checked,
+                    pipeline_id=version.pipeline_id,
+                    version_id=version.version_id,
+                    service_account=service_account or None,
+                )
         return self._recurring_run(created)
 
     def _check(
@@ -333,9 +368,26 @@ class Cluster:
                 note(f"not checked whether the claim {claim} exists: {problem}.")
         return checked
 
-    def _experiment(self, name: str) -> str:
-        experiment = self._client.create_experiment(name, namespace=self._kfp_namespace or None)
-        return str(experiment.experiment_id)
+    def _experiment(self, name: str, undo: Undo) -> str:
+        identifier = self._find_experiment(name)
+        if not identifier:
+            with self._api(f"creating the experiment {name}"):
+                created = self._client.create_experiment(
+                    name, namespace=self._kfp_namespace or None
+                )
+            identifier = str(created.experiment_id)
+            undo.append((f"the experiment {name}", self._remove_experiment, (identifier,)))
+        return identifier
+
+    def _find_experiment(self, name: str) -> str:
+        with self._api(f"looking for the experiment {name}"):
+            try:
+                found = self._client.get_experiment(
+                    experiment_name=name, namespace=self._kfp_namespace or None
+                )
+            except ValueError:  # kfp's answer where there is none
+                return ""
+        return str(found.experiment_id)
 
     def runs(self, count: int = 20, experiment: str = "") -> list[Run]:
         """The latest runs, the newest first.
@@ -344,20 +396,14 @@ class Cluster:
             count: How many.
             experiment: Only those of this experiment.
         """
+        identifier = self._find_experiment(experiment) if experiment else ""
+        if experiment and not identifier:
+            raise UserError(f"there is no experiment {experiment!r}.")
         with self._api("listing the runs"):
-            identifier = None
-            if experiment:
-                try:
-                    found = self._client.get_experiment(
-                        experiment_name=experiment, namespace=self._kfp_namespace or None
-                    )
-                except ValueError:
-                    raise UserError(f"there is no experiment {experiment!r}.") from None
-                identifier = found.experiment_id
             listed = self._client.list_runs(
                 page_size=count,
                 sort_by="created_at desc",
-                experiment_id=identifier,
+                experiment_id=identifier or None,
                 namespace=self._kfp_namespace or None,
             )
         return [self._run(run) for run in listed.runs or []]
@@ -445,10 +491,7 @@ class Cluster:
                 error=_message(task.error),
             )
             for task in details or []
-            # drivers and the root are KFP's own steps
-            if task.display_name
-            and task.display_name not in ("root", "executor")
-            and not task.display_name.endswith("-driver")
+            if task.display_name and not _OWN_STEP.fullmatch(task.display_name)
         ]
         last = datetime.max.replace(tzinfo=UTC)
         return Run(
@@ -495,6 +538,30 @@ class Cluster:
 
 class PassingError(UserError):
     """An error that may be gone at the next look."""
+
+
+Undo = list[tuple[str, Callable[..., None], tuple[str, ...]]]
+"""What was created, and how to remove it."""
+
+
+@contextlib.contextmanager
+def _all_or_nothing() -> Iterator[Undo]:
+    """Removes what its block has created, the latest first, where the block fails."""
+    undo: Undo = []
+    try:
+        yield undo
+    except BaseException as error:
+        left = []
+        for what, remove, arguments in reversed(undo):
+            try:
+                remove(*arguments)
+            except UserError:
+                left.append(what)
+        if left and isinstance(error, UserError):
+            raise type(error)(
+                f"{error} What it had created could not be removed: {', '.join(left)}."
+            ) from None
+        raise
 
 
 def _find_host(host: str) -> str:
@@ -562,6 +629,19 @@ def _probe(host: str, token_file: Path | None) -> bool:
             "the host is often the Kubeflow URL with /pipeline."
         ) from None
     return bool(content.get("multi_user"))
+
+
+def _transport(host: str) -> dict[str, str]:
+    """The certificates and the proxy of the environment, which kfp's own client leaves out."""
+    import requests
+
+    found = requests.Session().merge_environment_settings(host, {}, None, None, None)
+    proxy = requests.utils.select_proxy(host, found["proxies"])
+    certificates = found["verify"] if isinstance(found["verify"], str) else ""
+    return {
+        **({"proxy": proxy} if proxy else {}),
+        **({"ssl_ca_cert": certificates} if certificates else {}),
+    }
 
 
 def _explain(status: int, body: Any, doing: str, host: str, namespace: str) -> UserError:

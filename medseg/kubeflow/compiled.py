@@ -6,15 +6,22 @@ import difflib
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow.settings import (
+    PLATFORM_PARAMETERS,
+    PlatformSettings,
+    load_settings,
+    quantity,
+    suits,
+)
 from medseg.project import UserError, atomic_file
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -27,16 +34,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 """KFP's parameter types and the Python values that they take."""
 
-PLATFORM_PARAMETERS = (
-    "pvc_name",
-    "image",
-    "cpu",
-    "memory",
-    "gpu_count",
-    "gpu_type",
-    "node_selector",
-)
-"""Parameters that every pipeline takes beside its own and its ``<name>_secret``s."""
+_SOURCE = re.compile(r"\{\{\$\.inputs\.parameters\['(?:pipelinechannel--)?(\w+)'\]\}\}")
+"""A limit that is a parameter of the pipeline."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,22 @@ class Parameter:
                 self.type, self.type.lower().replace("number_", "")
             )
             raise UserError(f"parameter {self.name}: {value!r} is not a {kind}.")
+        if isinstance(value, list) and isinstance(self.default, list):
+            for item in value:
+                self._check_item(item)
         return value
+
+    def _check_item(self, item: Any) -> None:
+        # KFP does not write down what a list holds; its default shows it
+        kinds = {type(known) for known in self.default}
+        if kinds == {str} and not isinstance(item, str):
+            raise UserError(f"parameter {self.name}: {item!r} in the list is no text.")
+        if kinds and kinds <= {int, float}:
+            is_number = isinstance(item, int | float) and not isinstance(item, bool)
+            whole = all(float(known).is_integer() for known in self.default)
+            if not is_number or (whole and not float(item).is_integer()):
+                kind = "whole number" if whole else "number"
+                raise UserError(f"parameter {self.name}: {item!r} in the list is no {kind}.")
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,7 @@ class CompiledPipeline:
         description: What it does.
         parameters: Its inputs by name: required ones, optional ones, the platform's.
         stages: Names of all components in it.
+        requests: The most that a stage asks for of ``cpu`` and ``memory``, with the stage.
     """
 
     name: str
@@ -103,6 +118,7 @@ class CompiledPipeline:
     description: str
     parameters: dict[str, Parameter]
     stages: tuple[str, ...]
+    requests: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         """Checks a run's arguments.
@@ -114,7 +130,8 @@ class CompiledPipeline:
             The values with their right types.
 
         Raises:
-            UserError: An argument is unknown, missing or of the wrong type.
+            UserError: An argument is unknown, missing or empty, of the wrong type, nothing that
+                Kubernetes takes, or less than a stage asks for.
         """
         for name in given:
             if name not in self.parameters:
@@ -123,13 +140,34 @@ class CompiledPipeline:
                     f"pipeline {self.name} has no parameter {name!r}{hint}; "
                     f"'medseg pipelines {self.name}' lists them."
                 )
-        missing = [p.name for p in self.parameters.values() if p.required and p.name not in given]
+        missing = [
+            p.name
+            for p in self.parameters.values()
+            if p.required and not str(given.get(p.name, "")).strip()
+        ]
         if missing:
             raise UserError(
                 f"pipeline {self.name} needs {', '.join(missing)}: "
                 f"give it with -p {missing[0]}=… or in the file of --args."
             )
-        return {name: self.parameters[name].check(value) for name, value in given.items()}
+        checked = {name: self.parameters[name].check(value) for name, value in given.items()}
+        if "pvc_name" in self.parameters:  # else the names may mean something else
+            self._check_platform(checked)
+        return checked
+
+    def _check_platform(self, checked: dict[str, Any]) -> None:
+        for name, value in checked.items():
+            if self.parameters[name].for_platform and not suits(name, value):
+                raise UserError(
+                    f"parameter {name}: {value!r} is nothing that Kubernetes takes: write it like "
+                    f"{_example(name)}."
+                )
+        for name, (request, stage) in self.requests.items():
+            if name in checked and quantity(checked[name]) < quantity(request):
+                raise UserError(
+                    f"parameter {name}: {checked[name]} is less than the {request} that the stage "
+                    f"{stage} asks for: give at least that, or compile with a lower {name}_request."
+                )
 
 
 def compiled_folder() -> Path:
@@ -161,31 +199,9 @@ def read_pipeline(name: str, folder: Path | None = None) -> CompiledPipeline:
         )
     try:
         spec = read_yaml(path)[0]
-        info, executors = spec["pipelineInfo"], tuple(spec["deploymentSpec"]["executors"])
-    except (yaml.YAMLError, UnicodeDecodeError, IndexError, KeyError, TypeError):
+        return _pipeline(path, spec)
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path} is no compiled pipeline: give a file that KFP compiled.") from None
-    inputs = spec["root"].get("inputDefinitions", {}).get("parameters", {})
-    parameters = [
-        Parameter(
-            name=key,
-            type=value["parameterType"],
-            description=value.get("description", ""),
-            required=not value.get("isOptional", False),
-            default=_default(value),
-        )
-        for key, value in inputs.items()
-    ]
-    return CompiledPipeline(
-        name=path.stem,
-        kfp_name=info["name"],
-        path=path,
-        description=info.get("description", ""),
-        parameters={
-            p.name: p
-            for p in sorted(parameters, key=lambda p: (not p.required, p.for_platform, p.name))
-        },
-        stages=executors,
-    )
 
 
 def read_yaml(path: Path) -> list[dict[str, Any]]:
@@ -228,6 +244,53 @@ def compile_pipelines(folder: Path) -> list[Path]:
         if path not in paths and text.startswith("# PIPELINE DEFINITION\n# Name: medseg-"):
             path.unlink()
     return paths
+
+
+def _pipeline(path: Path, spec: dict[str, Any]) -> CompiledPipeline:
+    info, executors = spec["pipelineInfo"], spec["deploymentSpec"]["executors"]
+    inputs = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    parameters = [
+        Parameter(
+            name=key,
+            type=value["parameterType"],
+            description=value.get("description", ""),
+            required=not value.get("isOptional", False),
+            default=_default(value),
+        )
+        for key, value in inputs.items()
+        if value["parameterType"] in _TYPES
+    ]
+    return CompiledPipeline(
+        name=path.stem,
+        kfp_name=info["name"],
+        path=path,
+        description=info.get("description", ""),
+        parameters={
+            p.name: p
+            for p in sorted(parameters, key=lambda p: (not p.required, p.for_platform, p.name))
+        },
+        stages=tuple(executors),
+        requests=_requests(executors),
+    )
+
+
+def _requests(executors: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    found: dict[str, tuple[str, str]] = {}
+    for label, executor in executors.items():
+        resources = executor.get("container", {}).get("resources", {})
+        for name in ("cpu", "memory"):
+            limit = _SOURCE.fullmatch(resources.get(f"resource{name.title()}Limit", ""))
+            request = resources.get(f"resource{name.title()}Request", "")
+            if limit is None or limit[1] != name or not suits(name, request):
+                continue
+            if name not in found or quantity(request) > quantity(found[name][0]):
+                found[name] = (request, label.removeprefix("exec-"))
+    return found
+
+
+def _example(name: str) -> str:
+    examples = {"node_selector": '{"pool": "gpu"}', "image": "registry.example.org/runtime:1.0"}
+    return examples.get(name) or str(PlatformSettings.model_fields[name].default)
 
 
 def _default(definition: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medseg.project import UserError
 
@@ -14,12 +14,26 @@ NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 """Where a pod finds the name of its namespace."""
 
 
+class Connection(NamedTuple):
+    """A way to a Kubernetes cluster.
+
+    Attributes:
+        api: Its ``CoreV1Api``.
+        namespace: The namespace that the configuration names (``default`` if none).
+        cluster: What to call it in a message.
+    """
+
+    api: Any
+    namespace: str
+    cluster: str
+
+
 @contextlib.contextmanager
-def core_api() -> Iterator[tuple[Any, str]]:
+def core_api() -> Iterator[Connection]:
     """The core API of the pod's cluster, or of the one that the kube config names.
 
     Yields:
-        The ``CoreV1Api`` and the namespace that the configuration names (``default`` if none).
+        The connection.
 
     Raises:
         UserError: There is no configuration, or the cluster does not answer or refuses.
@@ -29,8 +43,14 @@ def core_api() -> Iterator[tuple[Any, str]]:
 
     settings = client.Configuration()
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
-        config.load_incluster_config(client_configuration=settings)
-        namespace = Path(NAMESPACE_FILE).read_text(encoding="utf-8").strip()
+        try:
+            config.load_incluster_config(client_configuration=settings)
+            namespace = Path(NAMESPACE_FILE).read_text(encoding="utf-8").strip()
+        except (config.ConfigException, OSError):
+            raise UserError(
+                "this pod has no token to reach Kubernetes with: give it a service account whose "
+                "token is mounted (automountServiceAccountToken)."
+            ) from None
         cluster = "the pod's cluster"
     else:
         file = os.environ.get("KUBECONFIG")  # the library reads it only once, at its import
@@ -46,7 +66,7 @@ def core_api() -> Iterator[tuple[Any, str]]:
     settings.retries = 1
     with client.ApiClient(settings) as api:
         try:
-            yield client.CoreV1Api(api), namespace or "default"
+            yield Connection(client.CoreV1Api(api), namespace or "default", cluster)
         except client.ApiException as error:
             if error.status == 401:
                 message = f"{cluster} does not take the credentials of the kube config (expired?)."
@@ -76,7 +96,7 @@ def claim_exists(claim: str, namespace: str = "") -> str:
 
     missing = False
     try:
-        with core_api() as (api, default):
+        with core_api() as (api, default, cluster):
             try:
                 api.read_namespaced_persistent_volume_claim(claim, namespace or default)
             except ApiException as error:
@@ -87,8 +107,9 @@ def claim_exists(claim: str, namespace: str = "") -> str:
         return str(error).rstrip(".")
     if missing:
         raise UserError(
-            f"the namespace {namespace or default} has no volume claim {claim!r}: make it "
-            "(manifests/claim.yaml), or name yours with -p pvc_name=NAME."
+            f"the namespace {namespace or default} in {cluster} has no volume claim {claim!r}: "
+            "make it (manifests/claim.yaml), name yours with -p pvc_name=NAME, or choose the kube "
+            "context of the cluster that the run goes to."
         )
     return ""
 
@@ -109,7 +130,7 @@ def pod_logs(run_id: str, namespace: str = "", task: str = "") -> Iterator[tuple
     """
     from kubernetes.client import ApiException
 
-    with core_api() as (api, default):
+    with core_api() as (api, default, cluster):
         namespace = namespace or default
         pods = api.list_namespaced_pod(namespace, label_selector=f"pipeline/runid={run_id}").items
         found = False
@@ -127,7 +148,9 @@ def pod_logs(run_id: str, namespace: str = "", task: str = "") -> Iterator[tuple
             yield name, text
     if not found:
         which = f"task {task!r} of the run" if task else "run"
-        raise UserError(f"Kubernetes has no pod of the {which} {run_id} (any more).")
+        raise UserError(
+            f"the namespace {namespace} in {cluster} has no pod of the {which} {run_id} (any more)."
+        )
 
 
 def _task_of(pod: Any) -> str:

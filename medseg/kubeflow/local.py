@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import signal
 import tempfile
@@ -14,18 +15,38 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any
 
 import yaml
 
 from medseg.kubeflow.compiled import CompiledPipeline, read_yaml
-from medseg.project import DataRoot, UserError, lock, write_json
+from medseg.project import MOUNT_PATH, DataRoot, UserError, lock, write_json
 from medseg.project.errors import explain_os_error
 from medseg.project.stages import EVENTS_VARIABLE, RUN_VARIABLE
 
 Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class StageRun:
+    """A stage of a local run.
+
+    Attributes:
+        name: The stage.
+        target: What it works on; shards and folds run one stage on several targets at a time.
+        begun: Unix time.
+        state: ``running``, ``done`` or ``failed``; where the run has ended, ``running`` is a stage
+            that was killed.
+        seconds: How long it took; NaN before its end.
+    """
+
+    name: str
+    target: str
+    begun: float
+    state: str = "running"
+    seconds: float = math.nan
 
 
 @dataclass
@@ -39,7 +60,7 @@ class LocalRun:
         seconds: Wall time.
         errors: Messages of failed stages, as ``stage: message``.
         results: Places that a user wants to open, as ``(label, path)``.
-        stages: Stages with their state and seconds, in order.
+        stages: Stages in the order of their start.
     """
 
     name: str
@@ -48,7 +69,7 @@ class LocalRun:
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     results: list[tuple[str, str]] = field(default_factory=list)
-    stages: list[tuple[str, str, float]] = field(default_factory=list)
+    stages: list[StageRun] = field(default_factory=list)
 
 
 def run_local(
@@ -88,11 +109,12 @@ def run_local(
             folder.mkdir(parents=True)
             write_json(folder / "arguments.json", {"pipeline": pipeline.name, **checked})
             run = LocalRun(name=name, log=folder / "log.txt")
+            places = (MOUNT_PATH if runner == "docker" else root.path, root.path)
             events = folder / "events.jsonl"
             events.touch()
             with (
                 _environment(root, events),
-                _follow(events, functools.partial(_note, run, listener)),
+                _follow(events, functools.partial(_note, run, listener, places)),
                 _stop_with_children(),
             ):
                 run.succeeded = _execute(
@@ -223,20 +245,30 @@ def _follow(events: Path, handle: Listener) -> Iterator[None]:
         reader.join()
 
 
-def _note(run: LocalRun, listener: Listener | None, event: dict[str, Any]) -> None:
+def _note(
+    run: LocalRun,
+    listener: Listener | None,
+    places: tuple[PurePath, Path],
+    event: dict[str, Any],
+) -> None:
+    """Notes an event; ``places`` are the data root as the stages see it, and as it is here."""
     stage, kind = event["stage"], event["event"]
     if kind == "start":
-        run.stages.append((stage, "running", event["time"]))
+        run.stages.append(StageRun(stage, event["target"], event["time"]))
     elif kind in ("end", "error"):
-        for index, (name, state, begun) in enumerate(run.stages):
-            if name == stage and state == "running":
-                state = "done" if kind == "end" else "failed"
-                run.stages[index] = (name, state, event["time"] - begun)
+        for each in run.stages:
+            if (each.name, each.target, each.state) == (stage, event["target"], "running"):
+                each.state = "done" if kind == "end" else "failed"
+                each.seconds = event["time"] - each.begun
                 break
         if kind == "error":
             run.errors.append(f"{stage}: {event['message']}")
     elif kind == "result":
-        run.results.append((event["message"], event["path"]))
+        path, (there, here) = PurePath(event["path"]), places
+        if path.is_relative_to(there):
+            path = here / path.relative_to(there)
+        if (event["message"], str(path)) not in run.results:
+            run.results.append((event["message"], str(path)))
     if listener is not None:
         listener(event)
 

@@ -17,7 +17,9 @@ WEBHOOK_VARIABLE = "MEDSEG_WEBHOOK_URL"
 """The webhook's address; it often holds a token, so it comes from a Secret and is never logged."""
 
 
-def report_failure(root: DataRoot, pipeline: str, run: str, last_stage: str) -> dict[str, Any]:
+def report_failure(
+    root: DataRoot, pipeline: str, run: str, last_stage: str, times: int = 1
+) -> dict[str, Any]:
     """Sends one message if the run failed; a run that succeeded sends none.
 
     What happened is read from the events that the stages left in the run's folder, not from KFP's
@@ -29,6 +31,7 @@ def report_failure(root: DataRoot, pipeline: str, run: str, last_stage: str) -> 
         run: The run's name.
         last_stage: The stage that ends a run that succeeds. Where it has not ended and no stage
             has failed, one never started (no image, no node with room) or was killed.
+        times: How often it ends in such a run, such as once a fold; at least once.
 
     Returns:
         The message, as JSON that chat services read (``text``) with its parts beside it; empty
@@ -37,11 +40,12 @@ def report_failure(root: DataRoot, pipeline: str, run: str, last_stage: str) -> 
     Raises:
         UserError: The webhook's address is no http(s) URL, or it did not take the message.
     """
-    errors, complete = _outcome(run_folder(root), last_stage)
+    errors, complete = _outcome(run_folder(root), last_stage, max(times, 1))
     if complete and not errors:
         return {}
     if not errors:
-        errors = [f"{last_stage} did not end: a stage could not start, or was killed"]
+        often = f" {times} times" if times > 1 else ""
+        errors = [f"{last_stage} did not end{often}: a stage could not start, or was killed"]
     message = {
         "text": f"medseg: the run {run} of {pipeline} failed. " + " ".join(errors),
         "pipeline": pipeline,
@@ -53,7 +57,7 @@ def report_failure(root: DataRoot, pipeline: str, run: str, last_stage: str) -> 
     return message
 
 
-def _outcome(folder: Path | None, last_stage: str) -> tuple[list[str], bool]:
+def _outcome(folder: Path | None, last_stage: str, times: int) -> tuple[list[str], bool]:
     """The errors of stages that did not succeed in the end, and whether the last one has."""
     events = [
         json.loads(line)
@@ -71,7 +75,7 @@ def _outcome(folder: Path | None, last_stage: str) -> tuple[list[str], bool]:
         if event["event"] != "end"
     ]
     ended = [event["event"] == "end" for (stage, _), event in last.items() if stage == last_stage]
-    return errors, bool(ended) and all(ended)
+    return errors, sum(ended) >= times and all(ended)
 
 
 def _public(event: dict[str, Any]) -> str:

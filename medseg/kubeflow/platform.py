@@ -13,9 +13,10 @@ from kfp import dsl, kubernetes
 from kfp.dsl import pipeline_context
 from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.pipeline_task import PipelineTask
+from kfp.dsl.structures import ResourceSpec
 
 from medseg.kubeflow.settings import PlatformSettings, load_settings
-from medseg.project import MOUNT_PATH
+from medseg.project import MOUNT_PATH, UserError
 from medseg.project.stages import RUN_ID_VARIABLE
 
 
@@ -45,6 +46,9 @@ class Needs:
         """Whether it talks to a server; all that do may need a Secret for it."""
         return bool(self.secrets)
 
+
+IMAGES = {"image": "runtime", "builder_image": "builder"}
+"""Parameters that name images, and the images of the project that are their defaults."""
 
 NEEDS: dict[str, Needs] = {
     "nifti-to-dicom": Needs(secrets=("dicomweb",)),
@@ -93,6 +97,12 @@ gpu_type: Resource name of the GPUs, such as nvidia.com/gpu.
 node_selector: Labels that a node must have to run the stages.
 """
 
+_GROUPS = {
+    "for-loop": "dsl.ParallelFor",
+    "condition": "dsl.If",
+    "exit-handler": "dsl.ExitHandler",
+}
+
 _current: ContextVar[dict[str, Any]] = ContextVar("platform arguments")
 
 
@@ -102,26 +112,23 @@ def platform_pipeline(
     """Makes a KFP pipeline that takes the platform parameters beside its own.
 
     Every task in it gets the volume, the image, limits, Secrets and the site's settings; a task
-    that is itself a pipeline passes them on (see :func:`platform_arguments`).
+    that is itself a pipeline passes them on (see :func:`platform_arguments`). What a task has
+    already stays: an image that is not the project's own, CPU, memory, GPUs, retries.
 
     Args:
         name: The pipeline's name inside KFP.
         display_name: The name that the UI shows.
         secrets: The Secrets that its stages use, each a parameter ``<name>_secret``.
         gpu: Its stages that use a GPU, for the parameter's description.
+
+    Raises:
+        UserError: A stage reads a Secret that ``secrets`` does not name, or stands directly inside
+            a loop, a condition or an exit handler.
     """
 
     def decorate(function: Callable[..., Any]) -> BaseComponent:
         settings = load_settings()
-        defaults: dict[str, Any] = {
-            "pvc_name": settings.pvc_name,
-            "image": settings.image("runtime"),
-            "cpu": settings.cpu,
-            "memory": settings.memory,
-            "gpu_count": settings.gpu_count,
-            "gpu_type": settings.gpu_type,
-            "node_selector": settings.node_selector,
-        }
+        defaults = settings.parameters()
         secret_names = {f"{kind}_secret": getattr(settings, f"{kind}_secret") for kind in secrets}
         signature = inspect.signature(function)
         # a pipeline may take one of these as a parameter of its own, such as a required image
@@ -143,9 +150,11 @@ def platform_pipeline(
             token = _current.set({item.name: bound.pop(item.name) for item in extra})
             try:
                 outputs = function(**bound)
-                for task in pipeline_context.Pipeline.get_default_pipeline().tasks.values():
+                pipeline = pipeline_context.Pipeline.get_default_pipeline()
+                for task in pipeline.tasks.values():
                     task.set_caching_options(load_settings().caching)
                     if task.component_spec.implementation.graph is None:
+                        _check_group(name, task, pipeline.groups[0])
                         place(task, platform)
             finally:
                 _current.reset(token)
@@ -172,36 +181,59 @@ def platform_pipeline(
 def platform_arguments(*secrets: str) -> dict[str, Any]:
     """The platform parameters of the pipeline under construction, to pass to a nested one.
 
-    A nested pipeline is needed as the body of a loop: KFP 2.17 does not pass a parameter into a
-    loop that is used there in a resource setting only.
+    A nested pipeline is needed as the body of a loop, a condition or an exit handler: KFP 2.17 does
+    not pass a parameter into those that is used there in a resource setting or as a claim's name
+    only (kubeflow/pipelines#12617).
 
     Args:
         secrets: The Secrets that the nested pipeline takes.
+
+    Raises:
+        UserError: It is called outside a platform pipeline, or that does not take such a Secret.
     """
+    current = _current.get(None)
+    if current is None:
+        raise UserError("platform_arguments() gives something only inside a platform_pipeline.")
     names = {f"{kind}_secret" for kind in secrets}
+    for kind in secrets:
+        if f"{kind}_secret" not in current:
+            raise UserError(
+                f"platform_arguments({kind!r}): the pipeline around it does not take this Secret: "
+                f"add {kind!r} to the secrets of its platform_pipeline."
+            )
     return {
-        key: value
-        for key, value in _current.get().items()
-        if not key.endswith("_secret") or key in names
+        key: value for key, value in current.items() if not key.endswith("_secret") or key in names
     }
 
 
 def place(task: PipelineTask, platform: dict[str, Any]) -> None:
-    """Gives one task its place on the cluster.
+    """Gives one task its place on the cluster, but for what it has already.
 
     Args:
         task: A task of a component.
         platform: The platform parameters by name.
+
+    Raises:
+        UserError: The stage reads a Secret that is no parameter of the pipeline.
     """
     settings = load_settings()
     name = task.component_spec.name
     needs = NEEDS.get(name, Needs())
     stage = settings.stage(name)
-    task.set_container_image(platform[needs.image])
     _let_signals_through(task)
-    task.set_cpu_request(stage.cpu_request).set_cpu_limit(platform["cpu"])
-    task.set_memory_request(stage.memory_request).set_memory_limit(platform["memory"])
-    if stage.retries:
+    if task.container_spec.image == settings.image(IMAGES[needs.image]) and needs.image in platform:
+        task.set_container_image(platform[needs.image])
+    given = task.container_spec.resources or ResourceSpec()
+    # beside a limit of the task's own ours may be too much; Kubernetes then asks for the limit
+    if not (given.cpu_request or given.cpu_limit):
+        task.set_cpu_request(stage.cpu_request)
+    if not given.cpu_limit:
+        task.set_cpu_limit(platform["cpu"])
+    if not (given.memory_request or given.memory_limit):
+        task.set_memory_request(stage.memory_request)
+    if not given.memory_limit:
+        task.set_memory_limit(platform["memory"])
+    if stage.retries and task._task_spec.retry_policy is None:
         task.set_retry(stage.retries, backoff_duration=settings.retry_backoff)
     if settings.mount_path != str(MOUNT_PATH):
         task.set_env_variable("MEDSEG_DATA_ROOT", settings.mount_path)
@@ -225,16 +257,34 @@ def place(task: PipelineTask, platform: dict[str, Any]) -> None:
             medium="Memory",
             size_limit=stage.shared_memory,
         )
-    if needs.gpu:
+    if needs.gpu and not given.accelerator_count:
         task.set_accelerator_type(platform["gpu_type"]).set_accelerator_limit(platform["gpu_count"])
-        for toleration in settings.tolerations:
-            kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+    # on every stage: the node selector leads them all to the same nodes
+    for toleration in settings.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
     for kind in needs.secrets:
+        secret = platform.get(f"{kind}_secret")
+        if secret is None:
+            raise UserError(
+                f"the stage {name} reads the Secret {kind}: add {kind!r} to the argument secrets "
+                "of the platform_pipeline that it stands in."
+            )
         kubernetes.use_secret_as_env(
             task,
-            secret_name=platform[f"{kind}_secret"],
+            secret_name=secret,
             secret_key_to_env=SECRET_KEYS[kind],
             optional=True,
+        )
+
+
+def _check_group(pipeline: str, task: PipelineTask, root: Any) -> None:
+    group = task.parent_task_group
+    if group is not root:
+        kind = _GROUPS.get(group.group_type.value, group.group_type.value)
+        raise UserError(
+            f"pipeline {pipeline}: {task.name} stands directly inside {kind}, where KFP loses the "
+            "platform's parameters: put it into a platform_pipeline of its own, and call that "
+            "there with **platform_arguments()."
         )
 
 
@@ -248,5 +298,5 @@ def _let_signals_through(task: PipelineTask) -> None:
         part.replace(" python3 -m kfp.dsl.executor_main", " exec python3 -m kfp.dsl.executor_main")
         if isinstance(part, str)
         else part
-        for part in container.command
+        for part in container.command or ()
     ]

@@ -47,7 +47,9 @@ def read_secret_file(kind: str, file: Path) -> dict[str, Any]:
     return content
 
 
-def write_secret(kind: str, values: dict[str, Any], *, name: str, namespace: str = "") -> str:
+def write_secret(
+    kind: str, values: dict[str, Any], *, name: str, namespace: str = ""
+) -> tuple[str, str]:
     """Creates a Secret, or replaces what it holds.
 
     Args:
@@ -57,7 +59,7 @@ def write_secret(kind: str, values: dict[str, Any], *, name: str, namespace: str
         namespace: Its namespace; default: the one that the kube config names.
 
     Returns:
-        ``created`` or ``updated``.
+        ``created`` or ``updated``, and the namespace that it lies in.
 
     Raises:
         UserError: A key is unknown, a value is missing or no text, a Secret of another type has
@@ -77,7 +79,7 @@ def write_secret(kind: str, values: dict[str, Any], *, name: str, namespace: str
         # not string_data: replacing data drops the keys that are no longer given
         data={key: base64.b64encode(value.encode()).decode() for key, value in data.items()},
     )
-    with core_api() as (api, default):
+    with core_api() as (api, default, _):
         namespace = namespace or default
         try:
             present = api.read_namespaced_secret(name, namespace)
@@ -85,7 +87,7 @@ def write_secret(kind: str, values: dict[str, Any], *, name: str, namespace: str
             if error.status != 404:
                 raise
             api.create_namespaced_secret(namespace, secret)
-            return "created"
+            return "created", namespace
         if present.type != secret.type:
             raise UserError(
                 f"the Secret {name} in {namespace} is of type {present.type}, which cannot become "
@@ -93,7 +95,7 @@ def write_secret(kind: str, values: dict[str, Any], *, name: str, namespace: str
             )
         secret.metadata.resource_version = present.metadata.resource_version
         api.replace_namespaced_secret(name, namespace, secret)
-        return "updated"
+        return "updated", namespace
 
 
 def _checked(kind: str, values: dict[str, Any]) -> dict[str, str]:

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from medseg import __version__
 from medseg.project import UserError
 
-SETTINGS_VARIABLE = "MEDSEG_PLATFORM_FILE"
+PREFIX = "MEDSEG_PLATFORM_"
+SETTINGS_VARIABLE = f"{PREFIX}FILE"
 """Names the YAML file of the site's settings."""
+
+PLATFORM_PARAMETERS = (
+    "pvc_name",
+    "image",
+    "cpu",
+    "memory",
+    "gpu_count",
+    "gpu_type",
+    "node_selector",
+)
+"""Parameters that every pipeline takes beside its own and its ``<name>_secret``s."""
 
 
 # What Kubernetes takes as a quantity, a name and a wait: checked here, as KFP's compiler answers
@@ -24,6 +51,7 @@ Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(E|Ei|P|Pi|T|Ti|G|Gi|M
 Count = Annotated[str, Field(pattern=r"^[0-9]+$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Wait = Annotated[str, Field(pattern=r"^[0-9]+[smh]$")]
+Word = Annotated[str, Field(pattern=r"^\S+$")]
 
 
 class SecurityContext(BaseModel):
@@ -78,16 +106,18 @@ class PlatformSettings(BaseSettings):
     others are fixed in the compiled YAML.
     """
 
-    model_config = SettingsConfigDict(env_prefix="MEDSEG_PLATFORM_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     # --- defaults of run-time parameters ---
-    registry: str = Field("", description="registry and path of the images, such as registry/group")
-    tag: str = Field(__version__, description="tag of the images")
+    registry: str = Field(
+        "", pattern=r"^\S*$", description="registry and path of the images, such as registry/group"
+    )
+    tag: Word = Field(__version__, description="tag of the images")
     pvc_name: Name = Field("medseg-data", description="claim of the project volume")
     cpu: Cpu = Field("2", description="CPU limit of a stage")
     memory: Memory = Field("8Gi", description="memory limit of a stage")
     gpu_count: Count = Field("0", description="GPUs of a stage that uses one")
-    gpu_type: str = Field("nvidia.com/gpu", description="resource name of the GPUs")
+    gpu_type: Word = Field("nvidia.com/gpu", description="resource name of the GPUs")
     node_selector: dict[str, str] = Field(default_factory=dict, description="labels of the nodes")
     dicomweb_secret: Name = Field("medseg-dicomweb", description="Secret with access to the PACS")
     mlflow_secret: Name = Field("medseg-mlflow", description="Secret with access to MLflow")
@@ -116,7 +146,7 @@ class PlatformSettings(BaseSettings):
         default_factory=lambda: [
             Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
         ],
-        description="Kubernetes tolerations of stages that use a GPU",
+        description="Kubernetes tolerations of all stages, as the node selector is that of all",
     )
     security_context: SecurityContext = Field(default_factory=SecurityContext)
     image_pull_secrets: list[Name] = Field(
@@ -146,6 +176,24 @@ class PlatformSettings(BaseSettings):
         common = {field: getattr(self, field) for field in StageSettings.model_fields}
         return StageSettings(**{**common, **_STAGES.get(name, {}), **given})
 
+    def parameters(self) -> dict[str, Any]:
+        """The defaults of :data:`PLATFORM_PARAMETERS`."""
+        image = {"image": self.image("runtime")}
+        return {key: image.get(key) or getattr(self, key) for key in PLATFORM_PARAMETERS}
+
+    @model_validator(mode="after")
+    def _requests_fit(self) -> PlatformSettings:
+        for name in ("", *sorted({*_STAGES, *self.stages})):
+            stage = self.stage(name)
+            for limit, asked in (("cpu", stage.cpu_request), ("memory", stage.memory_request)):
+                if quantity(str(asked)) > quantity(getattr(self, limit)):
+                    field = f"stages.{name}.{limit}_request" if name else f"{limit}_request"
+                    raise ValueError(
+                        f"{field} ({asked}) is more than the limit {limit} "
+                        f"({getattr(self, limit)}): lower the one or raise the other"
+                    )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -166,7 +214,8 @@ def load_settings(file: Path | None = None) -> PlatformSettings:
         file: The YAML file; by default the one that ``MEDSEG_PLATFORM_FILE`` names, if any.
 
     Raises:
-        UserError: The file is missing or not a mapping, or a field is unknown or of the wrong type.
+        UserError: The file is missing or not a mapping, or a field (of the file or the
+            environment) is unknown, of the wrong type or does not fit the others.
     """
     if file is None and os.environ.get(SETTINGS_VARIABLE):
         file = Path(os.environ[SETTINGS_VARIABLE])
@@ -174,14 +223,64 @@ def load_settings(file: Path | None = None) -> PlatformSettings:
     if file is not None:
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"the platform settings {file} cannot be read: {error}.") from None
         if not isinstance(content, dict):
             raise UserError(f"the platform settings {file} must hold 'key: value' lines.")
+    _check_environment()
     try:
         return PlatformSettings(**content)
+    except SettingsError as error:
+        raise UserError(
+            f"the platform settings have errors: {error}: write it as JSON, such as "
+            f'{PREFIX}NODE_SELECTOR=\'{{"pool": "gpu"}}\'.'
+        ) from None
     except ValidationError as error:
         findings = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+            ": ".join(filter(None, (".".join(map(str, item["loc"])), _plain(item["msg"]))))
+            for item in error.errors()
         )
         raise UserError(f"the platform settings have errors: {findings}.") from None
+
+
+def suits(field: str, value: Any) -> bool:
+    """Whether a value may stand in a field of the settings, such as ``memory``.
+
+    Args:
+        field: The field, or ``image``; of any other name every value does.
+        value: The value.
+    """
+    known = PlatformSettings.model_fields.get(field)
+    if known is None and field != "image":
+        return True
+    kind: Any = Annotated[known.annotation, known] if known else Word
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def quantity(text: str) -> Decimal:
+    """What a quantity of Kubernetes (``500m``, ``8Gi``) amounts to."""
+    number, unit = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
+    if unit == "m":
+        return Decimal(number) / 1000
+    power = "KMGTPE".find(unit[:1].upper()) + 1 if unit else 0
+    return Decimal(number) * Decimal(1024 if unit.endswith("i") else 1000) ** Decimal(power)
+
+
+def _check_environment() -> None:
+    """Refuses a misspelt variable, which pydantic-settings would pass over."""
+    for name in os.environ:
+        field = name[len(PREFIX) :].lower()
+        if not name.upper().startswith(PREFIX) or name == SETTINGS_VARIABLE:
+            continue
+        if field not in PlatformSettings.model_fields:
+            near = difflib.get_close_matches(field, PlatformSettings.model_fields, n=1)
+            hint = f" (did you mean {PREFIX}{near[0].upper()}?)" if near else ""
+            raise UserError(f"{name} in the environment is no platform setting{hint}: correct it.")
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")

@@ -8,13 +8,14 @@ The order of a task's stages; each takes the task's config and may be run again 
 4. :func:`predict_validation`: predictions of the fold's validation split and ``summary.json``.
 
 :func:`environment` points nnU-Net at the config's folders; :func:`load_checkpoint` reads its
-checkpoints without unpickling code.
+checkpoints without unpickling code; :func:`trained_settings` says how a fold was trained.
 """
 
 from medseg.nnunet.checkpoints import load_checkpoint
 from medseg.nnunet.dataset import prepare_dataset
 from medseg.nnunet.paths import environment
 from medseg.nnunet.preprocessing import plan_and_preprocess
+from medseg.nnunet.settings import trained_settings
 from medseg.nnunet.training import train
 from medseg.nnunet.validation import predict_validation
 
@@ -25,4 +26,5 @@ __all__ = [
     "predict_validation",
     "prepare_dataset",
     "train",
+    "trained_settings",
 ]

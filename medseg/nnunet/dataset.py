@@ -340,6 +340,8 @@ def check_written(path: Path) -> None:
 
     try:
         with igzip.open(path) as file:
+            if not file.read(1):  # nothing at all was written
+                raise EOFError
             while file.read(1 << 20):
                 pass
     except (EOFError, OSError):

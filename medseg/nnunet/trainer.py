@@ -19,16 +19,8 @@ import torch
 from medseg.config import TaskConfig
 from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
 from medseg.nnunet.preprocessing import quiet
+from medseg.nnunet.settings import CONFIG_FIELDS
 from medseg.project import UserError, atomic_file
-
-CONFIG_FIELDS = {
-    "num_epochs": "num_epochs",
-    "iterations_per_epoch": "num_iterations_per_epoch",
-    "val_iterations_per_epoch": "num_val_iterations_per_epoch",
-    "initial_lr": "initial_lr",
-    "save_every": "save_every",
-}
-"""Fields of the config and the attributes of nnU-Net's trainer that they set."""
 
 STATE = {
     "current_epoch", "disable_checkpointing", "fold", "is_cascaded", "is_ddp", "local_rank",

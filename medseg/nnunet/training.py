@@ -17,6 +17,7 @@ from medseg.config import TaskConfig
 from medseg.nnunet.checkpoints import load_checkpoint, safe_types
 from medseg.nnunet.paths import available_cpus, environment
 from medseg.nnunet.preprocessing import preprocessed
+from medseg.nnunet.settings import record_path
 from medseg.nnunet.workers import die_with_parent
 from medseg.project import Manifest, UserError, fingerprint, lock, progress, write_json
 from medseg.tracking import Tracker, is_behind, masked, open_run
@@ -102,7 +103,7 @@ def _train(config: TaskConfig, fold: int | str) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         with open_run(config, fold) as tracker:
             finished.path.unlink(missing_ok=True)
-            write_json(_record_path(folder), record)
+            write_json(record_path(folder), record)
             _run(config, trainer, checkpoint, tracker, data)
             result = _result(config, trainer, folder, tracker.run_id)
     finished.record(fingerprint([], record), [folder / FINAL], result)
@@ -179,7 +180,7 @@ def _why_anew(
     config: TaskConfig, folder: Path, record: dict[str, Any], checkpoint: Path, trainer: Any
 ) -> str:
     try:
-        before = json.loads(_record_path(folder).read_text(encoding="utf-8"))
+        before = json.loads(record_path(folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # trained by nnU-Net's own command
         plans = load_checkpoint(checkpoint, mmap=True)["init_args"]["plans"]
         return "" if plans == trainer.plans_manager.plans else "the plans have changed"
@@ -193,10 +194,6 @@ def _why_anew(
     if changed and not config.continue_training:
         return f"{', '.join(changed)} changed and continue_training is false"
     return ""
-
-
-def _record_path(folder: Path) -> Path:
-    return folder / ".medseg" / "training.json"
 
 
 def _supersede(folder: Path) -> Path:
@@ -350,8 +347,9 @@ def _artifacts(config: TaskConfig, trainer: Any, tracker: Tracker, logs: list[Pa
             tracker.artifact(path, f"fold_{trainer.fold}")
     # The config goes along without a password that its tracking_uri may hold.
     copy = folder / ".medseg" / config.path.name
-    copy.write_text(masked(config.path.read_text(encoding="utf-8")), encoding="utf-8")
-    tracker.artifact(copy, f"fold_{trainer.fold}")
+    with suppress(OSError):  # a full disk must not hide what went wrong
+        copy.write_text(masked(config.path.read_text(encoding="utf-8")), encoding="utf-8")
+        tracker.artifact(copy, f"fold_{trainer.fold}")
 
 
 def _result(config: TaskConfig, trainer: Any, folder: Path, run_id: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         OSError: Also where the writing library hides a full disk behind another error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
+    remove_stale(path)
     temporary = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
     temporary.touch()
     try:
@@ -62,6 +62,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         try:
             with path.open("ab") as file:
                 file.write(bytes(1 << 20))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
             if not existed:
                 path.unlink(missing_ok=True)
@@ -80,9 +82,13 @@ def _claimed(temporary: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path) -> None:
+    """Removes what killed writers left of ``path``; what a living one writes is left alone."""
     for stale in path.parent.glob(f"{PARTIAL}????????-{escape(path.name)}"):
         with suppress(OSError):
+            if stale.is_symlink():  # it cannot be marked, and takes no time to make
+                stale.unlink()
+                continue
             handle = os.open(stale, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where it is somebody's
@@ -107,7 +113,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         The folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
+    remove_stale(path)
     temporary = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
     temporary.mkdir()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ def connect(config: TaskConfig) -> tuple[Any, str]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it reports every new table
     from mlflow import MlflowClient
+
+    # What it logs with a traceback (a full disk), it raises too, and the tracker says it in a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
     uri = tracking_uri(config)
     if not uri.startswith("sqlite:"):

@@ -8,7 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,41 +48,98 @@ def newest_log(root: Path) -> str:
     return logs[-1].read_text()[-5000:] if logs else ""
 
 
-def kill_during(stage: str, event: str, name: str, root: Path, **arguments: Any) -> None:
-    """Starts a pipeline and kills it, with all its processes, at an event of a stage.
+def kill_during(stage: str, moment: str, name: str, root: Path, **arguments: Any) -> None:
+    """Starts a pipeline and kills it, with all its processes, at a moment of a stage.
 
     Args:
         stage: The stage to kill in.
-        event: ``start`` or ``progress``.
+        moment: See :func:`running_until`.
         name: The pipeline.
         root: The data root.
         arguments: The pipeline's arguments.
     """
+    with running_until(stage, moment, name, root, **arguments) as running:
+        kill_tree(running.process.pid)
+        assert not running.reached("end"), f"the kill came after the end of {stage}"
+
+
+@contextlib.contextmanager
+def running_until(
+    stage: str, moment: str, name: str, root: Path, **arguments: Any
+) -> Iterator[Running]:
+    """Starts a pipeline, and comes back at a moment of a stage; in the end everything is killed.
+
+    Args:
+        stage: The stage.
+        moment: ``progress``: it has told something; ``progress 2``: two steps are done. The stage
+            goes on meanwhile. ``writing X``: a file or folder X is whole, but still has its
+            temporary name. ``reading X``: a file X is about to be opened. The stage stands still
+            meanwhile. X may hold wildcards; the first such file counts.
+        name: The pipeline.
+        root: The data root.
+        arguments: The pipeline's arguments.
+
+    Yields:
+        The run.
+    """
+    verb, _, what = moment.partition(" ")
     before = set((root / "runs").glob("*"))
-    process = subprocess.Popen(
-        [MEDSEG, *run_arguments(name, root, **arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    deadline = time.monotonic() + 600
-    try:
-        while time.monotonic() < deadline:
-            new = set((root / "runs").glob("*")) - before
-            lines = [
-                json.loads(line)
-                for run in new
-                if (events := run / "events.jsonl").is_file()
-                for line in events.read_text().splitlines(keepends=True)
-                if line.endswith("\n")
-            ]
-            if any(line["stage"] == stage and line["event"] == event for line in lines):
-                return
-            assert process.poll() is None, f"{name} ended before {stage}\n{newest_log(root)}"
-            time.sleep(0.01)
-        raise AssertionError(f"{stage} never came to {event}")
-    finally:
-        kill_tree(process.pid)
-        process.wait()
+    with tempfile.TemporaryDirectory() as scratch:
+        mark = Path(scratch) / "mark"
+        environment = {**os.environ, "COLUMNS": "200"}
+        if verb in ("reading", "writing"):
+            environment["MEDSEG_TEST_STOP"] = f"{stage}:{verb}:{what}:{mark}"
+            environment["PYTHONPATH"] = str(Path(__file__).with_name("moments"))
+        process = subprocess.Popen(
+            [MEDSEG, *run_arguments(name, root, **arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        running = Running(process, stage, root, before, mark)
+        deadline = time.monotonic() + 600
+        try:
+            while not (mark.exists() or (verb == "progress" and running.reached(verb, what))):
+                assert process.poll() is None, f"{name} never came to {moment}\n{newest_log(root)}"
+                assert time.monotonic() < deadline, f"{name} never came to {moment}"
+                time.sleep(0.005)
+            yield running
+        finally:
+            kill_tree(process.pid)
+            process.communicate()
+
+
+@dataclass
+class Running:
+    """A pipeline that runs.
+
+    Attributes:
+        process: ``medseg run``.
+    """
+
+    process: subprocess.Popen[str]
+    _stage: str
+    _root: Path
+    _before: set[Path]
+    _mark: Path
+
+    def go_on(self) -> None:
+        """Lets a stage go on that stands still."""
+        os.kill(int(self._mark.read_text()), signal.SIGCONT)
+
+    def reached(self, event: str, done: str = "") -> bool:
+        """Whether the stage has told of an event, and of so many steps done."""
+        return any(
+            line["stage"] == self._stage
+            and line["event"] == event
+            and (not done or line.get("done") == int(done))
+            for run in set((self._root / "runs").glob("*")) - self._before
+            if (events := run / "events.jsonl").is_file()
+            for text in events.read_text().splitlines(keepends=True)
+            if text.endswith("\n")
+            for line in [json.loads(text)]
+        )
 
 
 def kill_tree(pid: int) -> None:
@@ -92,6 +152,15 @@ def kill_tree(pid: int) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
     psutil.wait_procs(family, timeout=10)
+
+
+def modified(folder: Path, pattern: str) -> dict[str, int]:
+    """Files by name, with the time of their last change; without unfinished ones."""
+    return {
+        str(path): path.stat().st_mtime_ns
+        for path in sorted(folder.rglob(pattern))
+        if ".partial-" not in str(path)
+    }
 
 
 def partial_files(root: Path) -> list[Path]:

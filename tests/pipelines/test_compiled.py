@@ -212,11 +212,7 @@ def _check(path: Path, settings: PlatformSettings) -> set[str]:
         if needs.gpu:
             assert stage.root(resources.accelerator.resource_count) == "gpu_count", where
             assert stage.root(resources.accelerator.resource_type) == "gpu_type", where
-            assert tolerations == [t.model_dump(exclude_none=True) for t in settings.tolerations], (
-                where
-            )
-        else:
-            assert tolerations == [], where
+        assert tolerations == [t.model_dump(exclude_none=True) for t in settings.tolerations], where
 
         assert len(kubernetes.pvc_mount) == 1, where
         assert stage.named(kubernetes.pvc_mount[0].pvc_name_parameter) == "pvc_name", where
@@ -281,6 +277,15 @@ def test_every_need_is_that_of_a_stage() -> None:
     assert set(NEEDS) <= stages, "a stage was renamed: platform.NEEDS must follow"
 
 
+def test_no_loop_stands_directly_in_a_handler() -> None:
+    # KFP 2.14 fails on it (kubeflow/pipelines#12390)
+    for path in compiled_folder().glob("*.yaml"):
+        pipeline, _ = yaml.safe_load_all(path.read_text())
+        for name, component in pipeline["components"].items():
+            if name.startswith("comp-exit-handler"):
+                assert not [t for t in component["dag"]["tasks"] if t.startswith("for-loop")]
+
+
 @pytest.mark.parametrize("name", ["lifecycle", "train"])
 def test_long_pipelines_end_in_notify(name: str) -> None:
     spec, _ = _read(compiled_folder() / f"{name}.yaml")
@@ -303,6 +308,9 @@ def test_long_pipelines_end_in_notify(name: str) -> None:
         ("stages", {"train": {"memory_request": "lots"}}, "stages.train.memory_request"),
         ("registri", "x", "registri"),
         ("stages", {"trian": {"retries": 2}}, "no stage: 'trian' (did you mean 'train'?)"),
+        ("registry", "my registry", "registry"),
+        ("memory", "2Gi", "stages.plan_and_preprocess.memory_request (4Gi) is more than the limit"),
+        ("stages", {"report": {"cpu_request": "3"}}, "stages.report.cpu_request (3) is more than"),
     ],
 )
 def test_wrong_settings_are_refused(
@@ -314,3 +322,37 @@ def test_wrong_settings_are_refused(
     with pytest.raises(UserError, match=re.escape(message)):
         compile_pipelines(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("NODE_SELECTOR", "gpu", 'NODE_SELECTOR=\'{"pool": "gpu"}\'.'),
+        ("REGISTRI", "x", "did you mean MEDSEG_PLATFORM_REGISTRY?"),
+        ("MEMORY", "8 GB", "memory"),
+    ],
+)
+def test_a_wrong_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(f"MEDSEG_PLATFORM_{variable}", value)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_settings()
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_bytes(b"registry: \xff\xfe")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_settings(tmp_path / "site.yaml")
+
+
+def test_a_sites_set_does_not_replace_the_committed_one(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("registry: registry.site/group\n")
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    command = [sys.executable, "-c", "from medseg.cli import main; main()", "compile"]
+    given = ["--settings", str(tmp_path / "site.yaml")]
+    done = subprocess.run([*command, *given], cwd=folder, check=True, capture_output=True)
+    assert done.stdout.decode().splitlines()[-1] == "site/validate.yaml"
+    assert not (folder / "compiled").exists()
+    assert "registry.site/group/runtime" in (folder / "site" / "train.yaml").read_text()

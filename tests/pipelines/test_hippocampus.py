@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.pipelines.harness import kill_during, medseg, partial_files, run_pipeline
+from medseg.evaluation import evaluate_folder
+from tests.pipelines.harness import (
+    kill_during,
+    medseg,
+    modified,
+    newest_log,
+    partial_files,
+    run_pipeline,
+)
+from tests.volumes import contents
 
 CONFIG = "configs/Task04_config.yaml"
 TRAINING, HELD_BACK = 6, 2
@@ -60,39 +69,46 @@ def project(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     assert partial_files(root) == []
 
 
+def cases(project: Path) -> list[str]:
+    names = (path.name for path in (project / "decathlon/imagesTr").glob("*.nii.gz"))
+    return sorted(name.removesuffix(".nii.gz") for name in names)
+
+
 def fold_folder(project: Path) -> Path:
     return next(project.glob("nnUNet/nnUNet_trained_models/*/*/fold_0"))
 
 
-def modified(folder: Path, pattern: str) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob(pattern))}
-
-
 def test_nifti_to_dicom(project: Path) -> None:
     arguments = {"input_folder": "decathlon", "output": "DICOM/Task04", "config_file_path": CONFIG}
-    kill_during("nifti_to_dicom", "progress", "nifti_to_dicom", project, **arguments)
+    third = f"writing {cases(project)[2]}"
+    kill_during("nifti_to_dicom", third, "nifti_to_dicom", project, **arguments)
     before = modified(project / "DICOM", "*.dcm")
+    assert {Path(path).parents[1].name for path in before} == set(cases(project)[:2])
     run_pipeline("nifti_to_dicom", project, **arguments)
     after = modified(project / "DICOM", "*.dcm")
-    assert before
-    assert before.items() <= after.items()  # nothing that was done is repeated
+    assert before.items() < after.items()  # nothing that was done is repeated
     run_pipeline("nifti_to_dicom", project, **arguments)
     assert modified(project / "DICOM", "*.dcm") == after
 
 
 def test_dicom_to_nifti(project: Path) -> None:
     arguments = {"studies": "file:///mnt/Data/DICOM/Task04", "config_file_path": CONFIG}
-    for stage, event in (
-        ("list_studies", "start"),
-        ("convert_studies", "progress"),
-        ("collect_dataset", "start"),
-    ):
-        kill_during(stage, event, "dicom_to_nifti", project, **arguments)
+    fourth = f"writing {cases(project)[3]}_image.nii.gz"
+    kill_during("list_studies", "writing shards-*.json", "dicom_to_nifti", project, **arguments)
+    assert not (project / "NIFTI").exists()
+    kill_during("convert_studies", fourth, "dicom_to_nifti", project, **arguments)
     before = modified(project / "NIFTI", "*.nii.gz")
+    assert len(before) == 2 * 3
+    kill_during("collect_dataset", "writing dataset.json", "dicom_to_nifti", project, **arguments)
+    assert not (project / "NIFTI/Task04/dataset.json").exists()
+    converted = modified(project / "NIFTI", "*.nii.gz")
     run_pipeline("dicom_to_nifti", project, **arguments)
     after = modified(project / "NIFTI", "*.nii.gz")
     assert len(after) == 2 * (TRAINING + HELD_BACK)
-    assert before == after
+    assert before.items() < after.items()
+    assert converted == after
+    content = json.loads((project / "NIFTI/Task04/dataset.json").read_text())
+    assert content["cases"] == cases(project)
     for original in sorted((project / "decathlon" / "labelsTr").glob("*.nii.gz")):
         case = original.name.removesuffix(".nii.gz")
         label = nibabel.load(original)
@@ -103,29 +119,49 @@ def test_dicom_to_nifti(project: Path) -> None:
 
 
 def test_plan_and_preprocess(project: Path) -> None:
-    for stage, event in (
-        ("prepare_dataset", "start"),
-        ("plan_and_preprocess", "progress"),
-        ("prepare_bundle", "start"),
-    ):
-        kill_during(stage, event, "plan_and_preprocess", project, config_file_path=CONFIG)
-    run_pipeline("plan_and_preprocess", project, config_file_path=CONFIG)
+    def kill(stage: str, moment: str) -> None:
+        kill_during(stage, moment, "plan_and_preprocess", project, config_file_path=CONFIG)
+
+    third = cases(project)[2]
+    raw = project / "nnUNet/nnUNet_raw_data_base/Dataset004_Task04_Hippocampus"
+    kill("prepare_dataset", f"writing case-{third}.json")
+    checked = modified(raw, "case-*.json")
+    assert 1 <= len(checked) < TRAINING
+    kill("plan_and_preprocess", "progress")  # while it takes the fingerprint
+    assert checked.items() < modified(raw, "case-*.json").items()
+    checked = modified(raw, "case-*.json")
     preprocessed = project / "nnUNet/nnUNet_preprocessed/Dataset004_Task04_Hippocampus"
-    assert len(list(preprocessed.glob("*3d_fullres/*.b2nd"))) == 2 * TRAINING
+    assert not list(preprocessed.rglob("*.b2nd"))
+    kill("plan_and_preprocess", f"writing {third}.json")
+    done = modified(preprocessed / "nnUNetPlans_3d_fullres", "*.json")
+    assert 1 <= len(done) < TRAINING
+    kill("prepare_bundle", "writing metadata.json")
+    records = modified(preprocessed / "nnUNetPlans_3d_fullres", "*.json")
     before = modified(preprocessed, "*.b2nd")
     run_pipeline("plan_and_preprocess", project, config_file_path=CONFIG)
-    assert modified(preprocessed, "*.b2nd") == before
+    assert modified(raw, "case-*.json") == checked
+    assert done.items() < records.items()
+    assert len(before) == 2 * TRAINING
+    for _ in range(2):
+        assert modified(preprocessed / "nnUNetPlans_3d_fullres", "*.json") == records
+        assert modified(preprocessed, "*.b2nd") == before
+        run_pipeline("plan_and_preprocess", project, config_file_path=CONFIG)
+    assert (project / "MONet_Bundle/Task04/MONetBundle/configs/metadata.json").is_file()
 
 
 def test_train(project: Path) -> None:
-    kill_during("train", "progress", "train", project, config_file_path=CONFIG)
-    output = run_pipeline("train", project, config_file_path=CONFIG)
-    assert re.search(r"train: .*epoch", output)
-    assert (fold_folder(project) / "checkpoint_final.pth").is_file()
+    kill_during("train", "progress 2", "train", project, config_file_path=CONFIG)
+    assert not (fold_folder(project) / "checkpoint_final.pth").exists()
+    kill_during("train", "writing model.pt", "train", project, config_file_path=CONFIG)
+    assert re.search(r"epochs 3 to 3 on \w+ in [\w ]+, resumed from check", newest_log(project))
+    before = modified(fold_folder(project), "checkpoint_final.pth")
     models = project / "MONet_Bundle/Task04/MONetBundle/models"
+    assert not (models / "fold_0/model.pt").exists()
+    output = run_pipeline("train", project, config_file_path=CONFIG)
+    assert "fold 0 is trained already" in output
+    assert (models / "fold_0/model.pt").is_file()
     assert (models / "fold_0/checkpoint_epoch=3.pt").is_file()
     assert len(list((models / "fold_0").glob("checkpoint_key_metric=*.pt"))) == 1
-    before = modified(fold_folder(project), "checkpoint_final.pth")
     run_pipeline("train", project, config_file_path=CONFIG)
     assert modified(fold_folder(project), "checkpoint_final.pth") == before
 
@@ -146,20 +182,39 @@ def test_tracking_has_one_run_with_every_epoch_once(project: Path) -> None:
 
 
 def test_validate(project: Path) -> None:
-    kill_during("validate", "start", "validate", project, config_file_path=CONFIG)
+    (splits,) = project.glob("nnUNet/nnUNet_preprocessed/*/splits_final.json")
+    first, second = json.loads(splits.read_text())[0]["val"]
+    folder = fold_folder(project) / "validation"
+    kill_during(
+        "validate", f"writing {second}.nii.gz", "validate", project, config_file_path=CONFIG
+    )
+    before = modified(folder / ".medseg", f"{first}.json")
+    kill_during("validate", "writing summary.json", "validate", project, config_file_path=CONFIG)
+    assert not (folder / "summary.json").exists()
+    assert before.items() <= modified(folder / ".medseg", f"{first}.json").items()
+    before = modified(folder, "*.nii.gz")
+    assert [Path(path).name for path in before] == [f"{first}.nii.gz", f"{second}.nii.gz"]
     output = run_pipeline("validate", project, config_file_path=CONFIG)
-    summary = json.loads((fold_folder(project) / "validation/summary.json").read_text())
+    assert modified(folder, "*.nii.gz") == before
+    summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["mean"]) == {"1", "2"}
+    assert len(summary["metric_per_case"]) == 2
     for case in summary["metric_per_case"]:
         assert {"Dice", "IoU", "ASD", "HD95"} <= set(case["metrics"]["1"])
-    report = Path(re.search(r"report: (/.*report\.html)", output)[1])  # type: ignore[index]
+    report = Path(re.search(r"report: +(/.*report\.html)", output)[1])  # type: ignore[index]
     assert "<html" in report.read_text()[:500]
 
 
 def test_convert_pt_to_ts(project: Path) -> None:
-    kill_during("convert_pt_to_ts", "start", "convert_pt_to_ts", project, config_file_path=CONFIG)
-    run_pipeline("convert_pt_to_ts", project, config_file_path=CONFIG)
-    assert (project / "MONet_Bundle/Task04/MONetBundle/models/fold_0/model.ts").is_file()
+    models = project / "MONet_Bundle/Task04/MONetBundle/models/fold_0"
+    name = "convert_pt_to_ts"
+    kill_during(name, "writing model.ts", name, project, config_file_path=CONFIG)
+    assert not (models / "model.ts").exists()
+    run_pipeline(name, project, config_file_path=CONFIG)
+    before = modified(models, "model.ts")
+    assert before
+    run_pipeline(name, project, config_file_path=CONFIG)
+    assert modified(models, "model.ts") == before
 
 
 def test_segment_and_report(project: Path) -> None:
@@ -168,20 +223,30 @@ def test_segment_and_report(project: Path) -> None:
         "input": "new",
         "output": "SEG/Task04",
     }
-    kill_during("segment", "progress", "segment", project, **arguments)
+    first, second = (f"{case}.nii.gz" for case in cases(project)[TRAINING:])
+    kill_during("segment", f"writing {second}", "segment", project, **arguments)
+    before = modified(project / "SEG/Task04", "*.nii.gz")
+    assert [Path(path).name for path in before] == [first]
     run_pipeline("segment", project, **arguments)
-    assert len(list((project / "SEG/Task04").glob("*.nii.gz"))) == HELD_BACK
-    kill_during("report", "start", "report", project, config_file_path=CONFIG)
+    after = modified(project / "SEG/Task04", "*.nii.gz")
+    assert [Path(path).name for path in after] == [first, second]
+    assert before.items() < after.items()
+    before = modified(project / "reports", "*.html")
+    kill_during("report", "writing report.html", "report", project, config_file_path=CONFIG)
+    assert modified(project / "reports", "*.html") == before
     run_pipeline("report", project, config_file_path=CONFIG)
+    assert len(modified(project / "reports", "*.html")) == len(before) + 1
 
 
 def test_lifecycle_repeats_nothing_that_is_done(project: Path) -> None:
     arguments = {"studies": "file:///mnt/Data/DICOM/Task04", "config_file_path": CONFIG}
-    kill_during("test_model", "start", "lifecycle", project, **arguments)
+    first, second = (f"{case}.nii.gz" for case in cases(project)[TRAINING:])
+    kill_during("test_model", f"writing {second}", "lifecycle", project, **arguments)
     before = {
         pattern: modified(project, pattern)
         for pattern in ("*_label.nii.gz", "*.b2nd", "checkpoint_final.pth", "model.ts")
     }
+    before[first] = modified(fold_folder(project) / "test", first)
     run_pipeline("lifecycle", project, **arguments)
     for pattern, times in before.items():
         assert times
@@ -192,7 +257,10 @@ def test_lifecycle_repeats_nothing_that_is_done(project: Path) -> None:
 
 @pytest.mark.slow
 def test_fifteen_minutes_of_training_reach_dice_075(project: Path) -> None:
-    """Mean validation Dice of at least 0.75 after at most 15 minutes of training on two cores."""
+    """Mean validation Dice of at least 0.75 after at most 15 minutes of training on two cores.
+
+    The packaged model then segments every case as well as that.
+    """
     shutil.copytree(
         Path(__file__).parents[3] / "shared/data/Task04_Hippocampus",
         project / "decathlon",
@@ -204,12 +272,13 @@ def test_fifteen_minutes_of_training_reach_dice_075(project: Path) -> None:
         "dataset_format": "decathlon",
         "dataset_name_or_id": "5",
         "experiment_name": "Task04_full",
+        "bundle_config": {"bundle_root": "MONet_Bundle/Task04_full"},
         "test_cases": [],
         "num_epochs": 28,
         "iterations_per_epoch": 25,
     }
     (project / "configs/full.yaml").write_text(yaml.safe_dump(config))
-    for name in ("plan_and_preprocess", "train", "validate"):
+    for name in ("plan_and_preprocess", "train", "validate", "convert_pt_to_ts"):
         output = run_pipeline(name, project, config_file_path="configs/full.yaml")
         if name == "train":
             seconds = float(re.search(r"train: done in ([\d.]+) s", output)[1])  # type: ignore[index]
@@ -218,11 +287,25 @@ def test_fifteen_minutes_of_training_reach_dice_075(project: Path) -> None:
         "nnUNet/nnUNet_trained_models/Dataset005_Task04_full/*/fold_0/validation/summary.json"
     )
     assert json.loads(summary.read_text())["foreground_mean"]["Dice"] >= 0.75
+    run_pipeline(
+        "segment",
+        project,
+        model="MONet_Bundle/Task04_full/models/fold_0/model.ts",
+        input="decathlon/imagesTr",
+        output="SEG/Task04_full",
+    )
+    segmented = evaluate_folder(
+        project / "SEG/Task04_full", project / "decathlon/labelsTr", config["labels"]
+    )
+    assert len(segmented["metric_per_case"]) == len(cases(project))
+    assert segmented["foreground_mean"]["Dice"] >= 0.75
 
 
 def test_errors_are_one_sentence_and_status_1(project: Path) -> None:
+    before = contents(project)
     done = medseg("run", "train", "--data-root", project, "-p", "config_file_path=configs/x.yaml")
     assert done.returncode == 1
     assert "error: train: the config" in done.stdout
     assert "configs/x.yaml does not exist: check config_file_path." in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+    assert contents(project) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -46,13 +47,15 @@ def test_an_object_follows_kubernetes_model(file: Path) -> None:
     check_model(MODELS[content["kind"]], content, file.name, client)
     assert content["metadata"]["name"]
     assert "namespace" not in content["metadata"], "the namespace is the user's"
+    # here, not in the kustomization: Debian's kubectl does not know its field labels
+    assert content["metadata"]["labels"] == {"app.kubernetes.io/part-of": "kfp-medseg"}
     assert file.read_text().startswith("#") or content["kind"] == "RoleBinding"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_kustomize_builds(folder: Path) -> None:
-    if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not here")
+    if not shutil.which("kubectl") and not os.environ.get("CI"):
+        pytest.skip("kubectl is not here (apt-get install kubernetes-client)")
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     built = list(yaml.safe_load_all(done.stdout))

@@ -1,5 +1,7 @@
 """``lifecycle`` as a recurring run: retraining on enough new cases, promoting what is not worse.
 
+Its own two stages are killed in the middle; ``test_hippocampus`` does so with the others.
+
 The tests build on each other, like the nights of one project.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from tests.pipelines.harness import run_pipeline
+from tests.pipelines.harness import kill_during, modified, partial_files, run_pipeline
 
 CONFIG = "configs/Task04_config.yaml"
 RUN = {
@@ -26,7 +29,7 @@ MODELS = "MONet_Bundle/Task04/models"
 
 
 @pytest.fixture(scope="module")
-def project(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nine cases as DICOM, of which seven have come in: five to train on, two held back."""
     root = tmp_path_factory.mktemp("recurring")
     source = shared_data / "Task04_Hippocampus"
@@ -59,7 +62,8 @@ def project(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     (root / "DICOM/Task04").mkdir(parents=True)
     for name in names[:7]:
         arrive(root, name.removesuffix(".nii.gz"))
-    return root
+    yield root
+    assert partial_files(root) == []
 
 
 def arrive(root: Path, case: str) -> None:
@@ -81,8 +85,33 @@ def checkpoint(root: Path) -> int:
 
 
 def test_the_first_run_trains_and_promotes(project: Path) -> None:
+    """... though it is killed while it decides, while it promotes, and before it has said so."""
+    models = project / MODELS
+    # the decision writes nothing: its work is to read the cases
+    case = "reading hippocampus_*_label.nii.gz"
+    kill_during("decide_retraining", case, "lifecycle", project, **RUN)
+    converted = modified(project / "NIFTI", "*.nii.gz")
+    assert len(converted) == 2 * 7
+    assert not (project / "nnUNet").exists()
+    kill_during("promote", "writing model.ts", "lifecycle", project, **RUN)
+    assert not (models / "model.ts").exists()
+    done = {
+        pattern: modified(project, pattern)
+        for pattern in ("*.b2nd", "checkpoint_final.pth", "model.pt", "fold_0/model.ts")
+    }
+    measured = modified(project / "nnUNet/nnUNet_trained_models", "test/*.nii.gz")
+    assert len(measured) == 2
+    kill_during("promote", "writing promotions.json", "lifecycle", project, **RUN)
+    assert (models / "model.ts").is_file()
+    assert not (models / "promotions.json").exists()
+
     output = run_pipeline("lifecycle", project, **RUN)
     assert "training: no model has been judged yet" in output
+    assert modified(project / "NIFTI", "*.nii.gz") == converted
+    for pattern, times in done.items():
+        assert times
+        assert modified(project, pattern) == times, pattern
+    assert modified(project / "nnUNet/nnUNet_trained_models", "test/*.nii.gz") == measured
     (first,) = promotions(project)
     assert first["promoted"]
     assert first["reason"] == "there was no model before"

@@ -3,66 +3,74 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from medseg.demo import generate_phantoms
-from medseg.project import DataRoot, lock
-from tests.pipelines.harness import medseg, partial_files, run_arguments, run_pipeline
-
-
-@pytest.fixture
-def small_volume(tmp_path: Path) -> Iterator[Path]:
-    """A volume of 3 MB with two phantom cases on it."""
-    folder = tmp_path / "volume"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], check=True)
-    try:
-        generate_phantoms(tmp_path / "phantoms", training_cases=2, test_cases=0)
-        shutil.copytree(tmp_path / "phantoms", folder / "decathlon")
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
+from tests.pipelines.harness import (
+    medseg,
+    partial_files,
+    run_arguments,
+    run_pipeline,
+    running_until,
+)
+from tests.volumes import Volume, contents, says_that_the_disk_is_full
 
 ARGUMENTS = {"input_folder": "decathlon", "output": "DICOM"}
 
 
-def test_full_disk(small_volume: Path) -> None:
-    before = contents(small_volume / "decathlon")
-    done = medseg(*run_arguments("nifti_to_dicom", small_volume, **ARGUMENTS))
+@pytest.fixture
+def small_volume(volume: Volume, tmp_path: Path) -> Volume:
+    """A volume with two phantom cases on it."""
+    generate_phantoms(tmp_path / "phantoms", training_cases=2, test_cases=0)
+    shutil.copytree(tmp_path / "phantoms", volume.folder / "decathlon")
+    return volume
+
+
+def test_full_disk(small_volume: Volume) -> None:
+    root = small_volume.folder
+    before = contents(root)
+    small_volume.leave(2 << 20)
+    done = medseg(*run_arguments("nifti_to_dicom", root, **ARGUMENTS))
     assert done.returncode == 1
-    assert "the disk is full" in done.stdout
-    assert "Free some space or enlarge the volume, then run the same command again" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
-    assert contents(small_volume / "decathlon") == before
-    subprocess.run(["mount", "-o", "remount,size=300m", small_volume], check=True)
-    run_pipeline("nifti_to_dicom", small_volume, **ARGUMENTS)
-    assert partial_files(small_volume) == []
-    assert list((small_volume / "DICOM").rglob("*.dcm"))
+    says_that_the_disk_is_full(done.stdout + done.stderr)
+    assert before.items() <= contents(root).items()
+    small_volume.enlarge()
+    run_pipeline("nifti_to_dicom", root, **ARGUMENTS)
+    assert partial_files(root) == []
+    assert before.items() <= contents(root).items()
+    assert len([path for path in (root / "DICOM").iterdir() if path.name[0] != "."]) == 2
 
 
-def test_read_only_data_root(small_volume: Path) -> None:
-    before = contents(small_volume)
-    subprocess.run(["mount", "-o", "remount,ro", small_volume], check=True)
-    done = medseg(*run_arguments("nifti_to_dicom", small_volume, **ARGUMENTS))
+def test_read_only_data_root(small_volume: Volume) -> None:
+    before = contents(small_volume.folder)
+    small_volume.make_read_only()
+    done = medseg(*run_arguments("nifti_to_dicom", small_volume.folder, **ARGUMENTS))
     assert done.returncode == 1
     assert "its volume is read-only or belongs to another user. Mount it writable" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert contents(small_volume) == before
+    assert contents(small_volume.folder) == before
 
 
-def test_second_run_of_a_pipeline_says_who_holds_the_lock(root: DataRoot) -> None:
-    with lock(root, "run-nifti_to_dicom"):
-        done = medseg(*run_arguments("nifti_to_dicom", root.path, **ARGUMENTS))
-    assert done.returncode == 1
-    assert "run-nifti_to_dicom is already running on the data root" in done.stderr
-    assert "holds the lock. Wait until it ends" in done.stderr
-    assert not (root.path / "runs").exists()
+def test_second_run_of_a_pipeline_says_who_holds_the_lock(tmp_path: Path) -> None:
+    generate_phantoms(tmp_path / "decathlon", training_cases=2, test_cases=0)
+    with running_until(
+        "nifti_to_dicom", "writing phantom_002", "nifti_to_dicom", tmp_path, **ARGUMENTS
+    ) as first:
+        before = contents(tmp_path)
+        runs = list((tmp_path / "runs").iterdir())
+        second = medseg(*run_arguments("nifti_to_dicom", tmp_path, **ARGUMENTS))
+        assert second.returncode == 1
+        assert "run-nifti_to_dicom is already running on the data root" in second.stderr
+        assert f"(process {first.process.pid}) since" in second.stderr
+        assert "holds the lock. Wait until it ends" in second.stderr
+        assert contents(tmp_path) == before
+        assert list((tmp_path / "runs").iterdir()) == runs
+        first.go_on()
+        output, _ = first.process.communicate(timeout=300)
+    assert first.process.returncode == 0, output
+    assert "nifti_to_dicom: done" in output
+    for case in ("phantom_001", "phantom_002"):
+        assert list((tmp_path / "DICOM" / case).rglob("*.dcm"))
+    assert partial_files(tmp_path) == []

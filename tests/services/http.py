@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Answer:
 
 
 @contextlib.contextmanager
-def serve(answer: Callable[[Request], Answer]) -> Iterator[str]:
+def serve(answer: Callable[[Request], Answer], tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Answers requests in other threads until the block ends; gives the URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -57,10 +58,12 @@ def serve(answer: Callable[[Request], Answer]) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

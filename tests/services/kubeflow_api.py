@@ -174,6 +174,13 @@ class KubeflowApi:
         own = {k: v for k, v in self.versions.items() if v["pipeline_id"] == path["pipeline_id"]}
         return {"pipeline_versions": _filtered(own, request)}
 
+    def pipeline_service_delete_pipeline_version(
+        self, _: Request, path: dict[str, str], __: Any
+    ) -> Body:
+        assert self.versions[path["pipeline_version_id"]]["pipeline_id"] == path["pipeline_id"]
+        del self.versions[path["pipeline_version_id"]]
+        return {}
+
     def upload_pipeline_version(self, request: Request, *_: Any) -> Body:
         (part,) = MultipartDecoder(request.body, request.headers["content-type"]).parts
         assert b'name="uploadfile"' in part.headers[b"Content-Disposition"]
@@ -201,6 +208,12 @@ class KubeflowApi:
     def experiment_service_create_experiment(self, _: Request, __: Any, body: Body) -> Body:
         self._in_namespace(body.get("namespace"))
         return _add(self.experiments, "experiment_id", body)
+
+    def experiment_service_delete_experiment(
+        self, _: Request, path: dict[str, str], __: Any
+    ) -> Body:
+        del self.experiments[path["experiment_id"]]
+        return {}
 
     def _check_run(self, body: Body) -> None:
         reference = body.get("pipeline_version_reference") or {}

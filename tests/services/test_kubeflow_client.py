@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import ssl
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from click.testing import Result
 from medseg.cli import watch
 from medseg.kubeflow.client import Cluster
 from medseg.kubeflow.compiled import compiled_folder, pipeline_names, read_pipeline
-from tests.services.http import Answer, serve
+from tests.services.http import Answer, Request, serve
 from tests.services.kubeflow_api import KubeflowApi
 from tests.services.kubernetes_api import KubernetesApi
 
@@ -119,7 +121,11 @@ def _task(name: str, state: str, **more: Any) -> dict[str, Any]:
 
 
 def _states(state: str, *tasks: dict[str, Any], **more: Any) -> dict[str, Any]:
-    own = [_task("root-driver", "SUCCEEDED"), _task("root", "RUNNING"), *tasks]
+    steps = [
+        *("root-driver", "root", "executor", "executor(0)", "iteration-driver", "for-loop-1"),
+        *("iteration-iterations(0:0)", "exit-handler-1", "exit-handler-1-driver", "condition-2"),
+    ]
+    own = [*(_task(name, "RUNNING") for name in steps), *tasks]
     return {"state": state, "run_details": {"task_details": own}, **more}
 
 
@@ -228,7 +234,8 @@ def test_logs(kubeflow: KubeflowApi, kubernetes: KubernetesApi, medseg: Medseg) 
     medseg("submit", "train", *TRAIN)
     (run,) = kubeflow.runs
     message = medseg("logs", run, status=1).stderr
-    assert f"has no pod of the run {run} (any more). The UI shows" in message
+    assert "the namespace team in the cluster of the kube context test has no pod of" in message
+    assert f"the run {run} (any more). The UI shows" in message
     kubernetes.objects["pods"] = {
         "c": _pod(run, "c", "medseg-train-x.root.notify.executor", 3),
         "b": _pod(run, "b", "medseg-train-x.root.exit-handler-1.train.executor", 2),
@@ -292,7 +299,11 @@ def test_a_claim_that_does_not_exist(
 ) -> None:
     more = ("--every", "1d") if command == "schedule" else ()
     error = medseg(command, "train", *TRAIN, "-p", "pvc_name=nowhere", *more, status=1).stderr
-    assert error.startswith("error: the namespace team has no volume claim 'nowhere': make it")
+    assert error.startswith(
+        "error: the namespace team in the cluster of the kube context test has no volume claim "
+        "'nowhere': make it"
+    )
+    assert "or choose the kube context of the cluster that the run goes to." in error
     assert kubeflow.writes == []
 
 
@@ -344,10 +355,93 @@ def test_a_token_that_expires_on_the_way(kubeflow: KubeflowApi, medseg: Medseg) 
     assert kubeflow.pipelines == kubeflow.runs == {}
 
 
-def test_no_right_to_start(kubeflow: KubeflowApi, medseg: Medseg) -> None:
+START = [
+    (("submit", "train", *TRAIN), "run_service_create_run"),
+    (("schedule", "train", *TRAIN, "--every", "1d"), "recurring_run_service_create_recurring_run"),
+]
+
+
+@pytest.mark.parametrize(("command", "method"), START, ids=lambda value: value[0])
+def test_no_right_to_start(
+    kubeflow: KubeflowApi, medseg: Medseg, command: tuple[str, ...], method: str
+) -> None:
+    kubeflow.failures[method] = [(403, "no")]
+    error = medseg(*command, status=1).stderr
+    assert "is not allowed in the namespace team" in error
+    assert kubeflow.pipelines == kubeflow.versions == kubeflow.experiments == {}
+    assert kubeflow.runs == kubeflow.recurring_runs == {}
+
+
+def test_what_was_there_before_stays(kubeflow: KubeflowApi, medseg: Medseg, tmp_path: Path) -> None:
+    medseg("submit", "train", *TRAIN)
+    before = dict(kubeflow.pipelines), dict(kubeflow.versions), dict(kubeflow.experiments)
+    changed = tmp_path / "train.yaml"
+    changed.write_text((compiled_folder() / "train.yaml").read_text() + "# site\n")
+    for file in ("train", str(changed)):
+        kubeflow.failures["run_service_create_run"] = [(403, "no")]
+        medseg("submit", file, *TRAIN, status=1)
+        assert before == (kubeflow.pipelines, kubeflow.versions, kubeflow.experiments)
+    assert kubeflow.calls[-1] == "pipeline_service_delete_pipeline_version"
+
+
+def test_what_could_not_be_removed_is_named(kubeflow: KubeflowApi, medseg: Medseg) -> None:
     kubeflow.failures["run_service_create_run"] = [(403, "no")]
+    kubeflow.failures["pipeline_service_delete_pipeline"] = [(403, "no")]
     error = medseg("submit", "train", *TRAIN, status=1).stderr
     assert "starting the run is not allowed in the namespace team" in error
+    assert "What it had created could not be removed: the pipeline medseg-train." in error
+    assert kubeflow.experiments == {}
+
+
+def test_the_claim_in_a_pod_without_a_token(
+    kubeflow: KubeflowApi, medseg: Medseg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    note = medseg("submit", "train", *TRAIN).stderr
+    assert "claim medseg-data exists: this pod has no token to reach Kubernetes with" in note
+    (run,) = kubeflow.runs
+    assert "error: this pod has no token" in medseg("logs", run, status=1).stderr
+
+
+def _certificate(folder: Path) -> ssl.SSLContext:
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=site -keyout key.pem "
+        "-out ca.pem -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "ca.pem", folder / "key.pem")
+    return context
+
+
+def test_a_certificate_of_the_sites_own(
+    kubeflow: KubeflowApi, medseg: Medseg, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    with serve(kubeflow.answer, _certificate(tmp_path)) as url:
+        error = medseg("submit", "train", *TRAIN, "--host", url, status=1).stderr
+        assert "its certificate is not trusted" in error
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        medseg("submit", "train", *TRAIN, "--host", url)
+    assert len(kubeflow.runs) == 1
+
+
+def test_a_proxy(kubeflow: KubeflowApi, medseg: Medseg, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def proxy(request: Request) -> Answer:
+        asked.append(request.path)
+        return kubeflow.answer(request)
+
+    with serve(proxy) as url:
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("http_proxy", url)
+        medseg("submit", "train", *TRAIN, "--host", "http://kf.site")
+    assert len(kubeflow.runs) == 1
+    assert len(asked) > 3
 
 
 def test_a_host_that_is_no_kubeflow(medseg: Medseg) -> None:
@@ -383,6 +477,24 @@ def test_a_single_user_installation(kubeflow: KubeflowApi, medseg: Medseg, tmp_p
     (experiment,) = kubeflow.experiments.values()
     assert not experiment.get("namespace")
     assert "train" in medseg("runs").stdout
+
+
+def test_a_single_user_installation_lives_in_kubeflow(
+    kubeflow: KubeflowApi,
+    kubernetes: KubernetesApi,
+    medseg: Medseg,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MEDSEG_NAMESPACE")
+    kubeflow.namespace = kubeflow.token = ""
+    kubernetes.namespace = "kubeflow"  # the kube context names another
+    assert medseg("submit", "train", *TRAIN).stderr == ""
+    (run,) = kubeflow.runs
+    kubernetes.objects["pods"] = {"b": _pod(run, "b", "medseg-train-x.root.train.executor(0)", 2)}
+    kubernetes.logs = {"b": "epoch 1"}
+    assert medseg("logs", run).stdout == "--- train\nepoch 1\n"
+    error = medseg("submit", "train", *TRAIN, "-p", "pvc_name=nowhere", status=1).stderr
+    assert error.startswith("error: the namespace kubeflow in the cluster of the kube context test")
 
 
 def test_a_pipeline_of_ones_own(kubeflow: KubeflowApi, medseg: Medseg, tmp_path: Path) -> None:

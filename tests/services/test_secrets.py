@@ -32,7 +32,7 @@ def test_a_secret_has_the_keys_that_stages_read(
     file.write_text(yaml.safe_dump(values))
     name = getattr(PlatformSettings(), f"{kind}_secret")
     assert medseg("secrets", kind, "--from-file", str(file)).stdout == (
-        f"created the Secret {name}\n"
+        f"created the Secret {name} in the namespace team\n"
     )
     assert _data(kubernetes, name) == values
     assert kubernetes.objects["secrets"][name]["type"] == "Opaque"
@@ -43,7 +43,7 @@ def test_from_the_prompt_and_again(kubernetes: KubernetesApi, medseg: Medseg) ->
     assert "hunter2" not in result.output
     assert _data(kubernetes, "medseg-dicomweb") == {"username": "alice", "password": "hunter2"}
     result = medseg("secrets", "dicomweb", input="\n\nabc\n")
-    assert result.stdout.endswith("updated the Secret medseg-dicomweb\n")
+    assert result.stdout.endswith("updated the Secret medseg-dicomweb in the namespace team\n")
     assert _data(kubernetes, "medseg-dicomweb") == {"token": "abc"}, "old keys must go"
 
 

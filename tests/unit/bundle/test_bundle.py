@@ -20,6 +20,7 @@ from medseg.bundle.torchscript import _load_network, compare, load_packaged
 from medseg.config import TaskConfig
 from medseg.nnunet.prediction import example_patches
 from medseg.project import UserError
+from tests.volumes import Volume, contents
 
 SCHEMA = Path(__file__).parent / "metadata_schema.json"
 
@@ -161,24 +162,35 @@ def test_unusable_metadata_file_is_named(
 ) -> None:
     if text is not None:
         (copy / "mine.json").write_text(text)
-    before = (copy / "bundle" / "configs" / "metadata.json").read_text()
     config = configure(copy, bundle_config={"bundle_root": "bundle", "metadata_file": "mine.json"})
+    before = contents(copy)
     with pytest.raises(UserError, match=message):
         prepare_bundle(config)
-    assert (copy / "bundle" / "configs" / "metadata.json").read_text() == before
+    assert contents(copy) == before
 
 
 def test_each_stage_says_what_must_run_before_it(copy: Path, configure: Configure) -> None:
     config = configure(copy)
     shutil.rmtree(copy / "bundle" / "models")
-    with pytest.raises(UserError, match=r"model\.pt does not exist: train fold 0 first"):
-        convert_pt_to_ts(config)
-    (config.fold_folder() / "checkpoint_final.pth").unlink()
-    with pytest.raises(UserError, match="train fold 0 to its end first"):
-        export_checkpoint(config)
-    (config.preprocessed_folder / "nnUNetPlans.json").unlink()
-    with pytest.raises(UserError, match=r"nnUNetPlans\.json does not exist: run plan_and_prepr"):
-        prepare_bundle(config)
+    for stage, missing, message in (
+        (convert_pt_to_ts, None, r"model\.pt does not exist: train fold 0 first"),
+        (
+            export_checkpoint,
+            config.fold_folder() / "checkpoint_final.pth",
+            "train fold 0 to its end first",
+        ),
+        (
+            prepare_bundle,
+            config.preprocessed_folder / "nnUNetPlans.json",
+            r"nnUNetPlans\.json does not exist: run plan_and_prepr",
+        ),
+    ):
+        if missing is not None:
+            missing.unlink()
+        before = contents(copy)
+        with pytest.raises(UserError, match=message):
+            stage(config)
+        assert contents(copy) == before
 
 
 def test_checkpoints_load_without_permissions(trained: TaskConfig) -> None:
@@ -191,6 +203,23 @@ def test_checkpoints_load_without_permissions(trained: TaskConfig) -> None:
     header = torch.load(folder / "nnunet_checkpoint.pth", weights_only=True)
     assert header["init_args"]["configuration"] == "tiny"
     assert header["trainer_name"] == "nnUNetTrainer"
+
+
+def test_the_schedule_is_that_of_the_training(copy: Path, configure: Configure) -> None:
+    """The trainer class may decide, and the config change after the training."""
+    config = configure(copy, num_epochs=1000, initial_lr=0.5)
+    record = config.fold_folder() / ".medseg" / "training.json"
+    content = json.loads(record.read_text())
+    assert content["settings"]["num_epochs"] == 1
+    content["settings"]["num_epochs"] = 250
+    record.write_text(json.dumps(content))
+    folder = export_checkpoint(config)
+    schedule = torch.load(folder / "model.pt", weights_only=True)["scheduler"]
+    assert (schedule["max_steps"], schedule["initial_lr"]) == (250, 0.01)
+    record.unlink()  # trained by nnU-Net's own command
+    folder = export_checkpoint(config)
+    schedule = torch.load(folder / "model.pt", weights_only=True)["scheduler"]
+    assert schedule["max_steps"] == 1000
 
 
 def test_second_export_repeats_nothing_and_drops_stale_files(
@@ -208,6 +237,33 @@ def test_second_export_repeats_nothing_and_drops_stale_files(
     export_checkpoint(config)
     assert not (folder / "checkpoint_key_metric=0.9999.pt").exists()
     assert torch.load(folder / "model.pt", weights_only=True)["network_weights"]
+
+
+@pytest.mark.parametrize("free", [0, 64 << 10])
+def test_a_full_disk(
+    trained: TaskConfig,
+    volume: Volume,
+    configure: Configure,
+    free: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ignored = shutil.ignore_patterns("*.nii.gz", "mlflow.db", "mlartifacts", "bundle")
+    shutil.copytree(trained.root.path, volume.folder, ignore=ignored, dirs_exist_ok=True)
+    config = configure(volume.folder)
+    for name, stage, result in (
+        ("prepare_bundle", prepare_bundle, "configs/metadata.json"),
+        ("train", export_checkpoint, "models/fold_0/model.pt"),
+        ("convert_pt_to_ts", convert_pt_to_ts, "models/fold_0/model.ts"),
+    ):
+        # the bundle's descriptions are too small to leave anything
+        with volume.full(name, capsys, free=0 if name == "prepare_bundle" else free):
+            stage(config)
+        assert not (config.bundle_folder / result).exists()
+        stage(config)
+        assert (config.bundle_folder / result).is_file()
+    image = torch.zeros(1, 1, 24, 32, 40)
+    found, expected = (load_packaged(each.model_file).network(image) for each in (config, trained))
+    assert torch.equal(found, expected)
 
 
 def test_traced_network_is_the_original(trained: TaskConfig) -> None:

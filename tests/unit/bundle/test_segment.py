@@ -14,15 +14,18 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from medseg.bundle import segment
 from medseg.bundle.segmentation import find_cases
 from medseg.bundle.torchscript import load_packaged
+from medseg.cli import main
 from medseg.config import TaskConfig
 from medseg.dicom import nifti_to_dicom, read_image, write_nifti
 from medseg.nnunet import environment
 from medseg.nnunet.prediction import CasePredictor
 from medseg.project import CasesFailedError, UserError
+from tests.volumes import Volume, contents, says_that_the_disk_is_full
 
 
 def labels_of(path: Path) -> np.ndarray:
@@ -161,6 +164,25 @@ def test_one_bad_case_does_not_lose_the_others(
     )
 
 
+@pytest.mark.parametrize("output", ["out.nii.gz", "out.nii", "out"])
+def test_a_full_disk(trained: TaskConfig, image: Path, volume: Volume, output: str) -> None:
+    target = volume.folder / output
+    result = target if target.suffix else target / image.name
+    arguments = ["segment", image, "--model", trained.model_file, "-o", target, "--no-tta"]
+    (volume.folder / "before").write_text("before")
+    before = contents(volume.folder)
+    volume.leave(0)
+    done = CliRunner().invoke(main, [str(part) for part in arguments])
+    assert done.exit_code == 1
+    says_that_the_disk_is_full(done.output)
+    assert contents(volume.folder) == before
+    assert list(volume.folder.rglob(".partial-*")) == []
+    volume.enlarge()
+    done = CliRunner().invoke(main, [str(part) for part in arguments])
+    assert done.exit_code == 0, done.output
+    assert labels_of(result).shape == labels_of(image).shape
+
+
 def test_channels_belong_to_one_case(image: Path, tmp_path: Path) -> None:
     for name in ("x_0000", "x_0001", "y"):
         shutil.copy(image, tmp_path / f"{name}.nii.gz")
@@ -188,10 +210,11 @@ def test_damaged_models_are_refused(trained: TaskConfig, image: Path, tmp_path: 
         "half.ts": "carries no inference.json",
         "foreign.ts": "inference.json without nnU-Net's plans",
     }.items():
+        before = contents(tmp_path)
         with pytest.raises(UserError, match=message) as caught:
             segment(tmp_path / name, image, tmp_path / "out.nii.gz")
         assert name in str(caught.value)
-    assert not (tmp_path / "out.nii.gz").exists()
+        assert contents(tmp_path) == before
 
 
 def test_bad_input_is_named(trained: TaskConfig, image: Path, tmp_path: Path) -> None:
@@ -207,7 +230,7 @@ def test_bad_input_is_named(trained: TaskConfig, image: Path, tmp_path: Path) ->
     model = trained.model_file
     out = tmp_path / "out.nii.gz"
     shutil.copy(image, out)
-    before = out.read_bytes()
+    before = contents(tmp_path)
     for given, output, options, message in [
         (tmp_path / "none", out, {}, "the input .*none does not exist"),
         (tmp_path / "empty", out, {}, "empty holds no NIfTI files .* and no DICOM"),
@@ -229,4 +252,4 @@ def test_bad_input_is_named(trained: TaskConfig, image: Path, tmp_path: Path) ->
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="cuda is not available"):
             segment(model, image, out, device="cuda")
-    assert out.read_bytes() == before
+    assert contents(tmp_path) == before

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,6 +5,7 @@ import yaml
 
 from medseg.config import load_config
 from medseg.project import DataRoot, UserError
+from tests.volumes import contents
 
 MAIA = """\
 data_dir: /mnt/Data/NIFTI/Task09_Spleen
@@ -149,11 +149,16 @@ def test_each_mistake_is_named(root: DataRoot, changes: dict[str, Any], sentence
         ("!!python/object/apply:os.system ['touch x']", r"is not valid YAML"),
     ],
 )
-def test_unusable_files(root: DataRoot, content: str | None, sentence: str, tmp_path: Path) -> None:
+def test_unusable_files(
+    root: DataRoot, content: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if content is not None:
         (root.path / "c.yaml").write_text(content)
+    before = contents(root.path)
+    monkeypatch.chdir(root.path)  # where the last one would leave its mark
     with pytest.raises(UserError, match=sentence):
         load_config("c.yaml")
+    assert contents(root.path) == before
 
 
 def test_all_findings_in_one_message(root: DataRoot) -> None:

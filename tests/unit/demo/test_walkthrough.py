@@ -9,6 +9,7 @@ import pytest
 from medseg.demo.walkthrough import prepare_demo
 from medseg.project import DataRoot, UserError
 from tests.unit.demo.test_demo_config import decathlon
+from tests.volumes import contents
 
 
 def test_a_real_decathlon_dataset(root: DataRoot, tmp_path: Path) -> None:
@@ -29,3 +30,4 @@ def test_a_real_decathlon_dataset(root: DataRoot, tmp_path: Path) -> None:
 def test_no_decathlon_dataset(root: DataRoot, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no dataset\.json.*Decathlon format"):
         prepare_demo(root, tmp_path)
+    assert contents(tmp_path) == {}

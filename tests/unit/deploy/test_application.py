@@ -21,6 +21,7 @@ from medseg.deploy.application import (
 from medseg.deploy.task import SegmentationTask
 from medseg.dicom.sources import FolderSource
 from medseg.project import CasesFailedError, Manifest, UserError
+from tests.volumes import contents
 
 
 class Bright:
@@ -227,8 +228,10 @@ def test_other_results_are_left_alone(package: Package, tmp_path: Path) -> None:
     for modality in ("T1", "FLAIR"):
         image(tmp_path / "in" / f"a_{modality}.nii.gz")
     image(tmp_path / "out" / "z.nii.gz")
+    before = contents(tmp_path)
     with pytest.raises(UserError, match=r"already has results of something else \(z.nii.gz\)"):
         segment_files(package, tmp_path / "in", tmp_path / "out")
+    assert contents(tmp_path) == before
 
 
 def test_no_file_fits(package: Package, tmp_path: Path) -> None:

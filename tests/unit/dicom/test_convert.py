@@ -28,6 +28,7 @@ from medseg.dicom import (
 from medseg.dicom.cases import pseudonym
 from medseg.dicom.sources import open_source
 from medseg.project import CasesFailedError, DataRoot, UserError
+from tests.volumes import contents
 
 CASE = "PGBM-002"
 MakeConfig = Callable[..., TaskConfig]
@@ -39,8 +40,14 @@ def convert(root: DataRoot, **options: Any) -> dict[str, Any]:
 
 
 def failure(root: DataRoot, case: str = CASE, **options: Any) -> str:
+    def lies_there() -> dict[str, bytes]:
+        found = contents(root.path)
+        return {name: found[name] for name in found if not name.startswith(".medseg")}
+
+    before = lies_there()
     with pytest.raises(CasesFailedError) as caught:
         convert(root, **options)
+    assert lies_there() == before
     return caught.value.reasons[case]
 
 
@@ -354,6 +361,8 @@ def test_sources_that_cannot_be(root: DataRoot) -> None:
         assert "secret" not in str(caught.value)
     with pytest.raises(UserError, match="holds no converted case"):
         collect_dataset(root, "NIFTI")
+    assert contents(root.path / "empty") == {"notes.txt": b"hello"}
+    assert not (root.path / "NIFTI").exists()
 
 
 def test_a_server_that_is_busy_for_a_moment(root: DataRoot) -> None:

@@ -22,6 +22,7 @@ from medseg.dicom import (
     write_nifti,
 )
 from medseg.project import CasesFailedError, DataRoot, UserError
+from tests.volumes import contents
 
 
 @pytest.fixture(scope="module")
@@ -372,10 +373,12 @@ def test_sheared_and_undefined_images(root: DataRoot) -> None:
 def test_unclear_modality_and_empty_folder(root: DataRoot) -> None:
     image = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
     write_case(root, image, (image > 9).astype(np.uint8), np.eye(4))
+    (root.path / "nothing").mkdir()
+    before = contents(root.path)
     with pytest.raises(UserError, match="set modality to CT or MR"):
         nifti_to_dicom(root, "in", "DICOM")
-    (root.path / "nothing").mkdir()
     with pytest.raises(UserError, match="holds no NIfTI case"):
         nifti_to_dicom(root, "nothing", "DICOM", modality="CT")
     with pytest.raises(UserError, match="outside the data root"):
         nifti_to_dicom(root, "in", "../elsewhere", modality="CT")
+    assert contents(root.path) == before

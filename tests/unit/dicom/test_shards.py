@@ -5,8 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.dicom import convert_shard, deal_studies, nifti_to_dicom, write_nifti
+from medseg.dicom import (
+    collect_dataset,
+    convert_shard,
+    deal_studies,
+    nifti_to_dicom,
+    write_nifti,
+)
 from medseg.project import DataRoot, UserError
+from tests.volumes import Volume, contents
 
 
 @pytest.fixture
@@ -32,5 +39,24 @@ def test_unknown_shard(three_studies: DataRoot) -> None:
     with pytest.raises(UserError, match="holds no shard 0: run list_studies first"):
         convert_shard(three_studies, "file:///mnt/Data/DICOM", 0, "out")
     deal_studies(three_studies, "file:///mnt/Data/DICOM", "out")
+    before = contents(three_studies.path)
     with pytest.raises(UserError, match="holds no shard 5"):
         convert_shard(three_studies, "file:///mnt/Data/DICOM", 5, "out")
+    assert contents(three_studies.path) == before
+
+
+@pytest.mark.parametrize("free", [0, 64 << 10])
+def test_a_full_disk(volume: Volume, free: int, capsys: pytest.CaptureFixture[str]) -> None:
+    root = DataRoot.at(volume.folder)
+    noise = np.random.default_rng(0).integers(0, 4000, (64, 64, 24), dtype=np.int16)
+    write_nifti(noise, np.eye(4), root.path / "in" / "a" / "a_image.nii.gz")
+    nifti_to_dicom(root, "in", "DICOM", modality="CT")
+    with volume.full("list_studies", capsys):
+        deal_studies(root, "DICOM", "out")
+    assert deal_studies(root, "DICOM", "out") == [0]
+    with volume.full("convert_studies", capsys, free=free):
+        convert_shard(root, "DICOM", 0, "out")
+    assert convert_shard(root, "DICOM", 0, "out")["converted"] == ["a"]
+    with volume.full("collect_dataset", capsys):
+        collect_dataset(root, "out")
+    assert collect_dataset(root, "out")["dataset"]["cases"] == ["a"]

@@ -7,28 +7,37 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageChops
 
 from medseg.config import TaskConfig
 from medseg.dicom import read_nifti, write_nifti
 from medseg.evaluation import evaluate, write_report
+from medseg.project import write_json
 from tests.unit.evaluation.finished import (
     finished_project,
     write_quality_table,
     write_test_results,
 )
 
-# Runs in the page: what was drawn, and what was asked for.
+# Runs in the page: what was drawn and where, and what was asked for.
 PROBE = """
 <script>
 window.addEventListener("load", () => {
+  const box = image => {
+    const at = image.getBoundingClientRect();
+    return [at.left, at.top, at.right, at.bottom].map(Math.round);
+  };
   const result = {
     images: [...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth, i.alt]),
+    boxes: [...document.images].map(box),
+    height: document.documentElement.scrollHeight,
     requests: performance.getEntriesByType("resource").map(entry => entry.name.slice(0, 80)),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   };
@@ -66,27 +75,62 @@ def chromium() -> str:
     pytest.skip(reason)
 
 
+def browse(page: Path, folder: Path, width: int, height: int, *wanted: str) -> str:
+    """Opens a page in a fresh browser; returns what that wrote to its output."""
+    with tempfile.TemporaryDirectory(dir=folder) as profile:
+        done = subprocess.run(
+            [
+                chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                "--disable-sync", f"--user-data-dir={profile}", "--hide-scrollbars",
+                "--force-device-scale-factor=1", f"--window-size={width},{height}", *wanted,
+                page.as_uri(),
+            ],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+    return done.stdout
+
+
+def policy(page: str) -> str:
+    found = re.search(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", page)
+    assert found is not None
+    return found[0]
+
+
 def probe(page: Path, folder: Path, width: int) -> dict[str, Any]:
-    """Opens a copy of the page that reports on itself."""
+    """Opens a copy of the page that reports on itself: its policy allows that script besides."""
     text = page.read_text()
-    policy = re.search(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", text)
-    assert policy is not None
+    allowing = policy(text).replace("style-src", "script-src 'unsafe-inline'; style-src")
     copy = folder / "probe.html"
-    copy.write_text(text.replace(policy[0], "").replace("</body>", PROBE + "</body>"))
-    done = subprocess.run(
-        [
-            chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={folder / 'profile'}",
-            f"--window-size={width},1000", "--virtual-time-budget=20000", "--dump-dom",
-            copy.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    found = re.search(r"<pre id=\"probe\">(.*?)</pre>", done.stdout, re.DOTALL)
-    assert found, done.stdout[:2000] + done.stderr[-2000:]
+    copy.write_text(text.replace(policy(text), allowing).replace("</body>", PROBE + "</body>"))
+    dom = browse(copy, folder, width, 1000, "--virtual-time-budget=20000", "--dump-dom")
+    found = re.search(r"<pre id=\"probe\">(.*?)</pre>", dom, re.DOTALL)
+    assert found, dom[:2000]
     content: dict[str, Any] = json.loads(found[1].replace("&lt;", "<").replace("&amp;", "&"))
     return content
+
+
+def screenshot(page: Path, folder: Path, width: int, height: int) -> Image.Image:
+    """The page as it is, from its head to its foot."""
+    file = folder / "screenshot.png"
+    file.unlink(missing_ok=True)
+    browse(page, folder, width, height, f"--screenshot={file}")
+    with Image.open(file) as picture:
+        assert picture.size == (width, height)
+        return picture.convert("RGB")
+
+
+def is_drawn(picture: Image.Image, box: list[int]) -> bool:
+    """Whether a figure fills its rectangle: with many colours, and from edge to edge.
+
+    In place of a picture that is not shown stands nothing, or a line of text in its upper corner.
+    """
+    figure = picture.crop(tuple(box))  # type: ignore[arg-type]
+    colours = figure.getcolors(maxcolors=figure.width * figure.height)
+    ink = ImageChops.difference(figure, Image.new("RGB", figure.size, "white")).getbbox()
+    if colours is None or len(colours) < 32 or ink is None:
+        return False
+    return ink[2] - ink[0] > 0.9 * figure.width and ink[3] - ink[1] > 0.9 * figure.height
 
 
 @pytest.fixture
@@ -117,6 +161,23 @@ def test_every_figure_is_drawn_and_nothing_is_fetched(complete: TaskConfig, tmp_
     assert "url(" not in page.read_text() and "@import" not in page.read_text()
 
 
+def test_the_screenshot_shows_all_figures(complete: TaskConfig, tmp_path: Path) -> None:
+    page = write_report(complete, tmp_path / "report.html")
+    seen = probe(page, tmp_path, 1200)
+    height = seen["height"]
+    assert len(seen["boxes"]) == 10
+    assert all(0 <= box[1] < box[3] <= height for box in seen["boxes"])
+    picture = screenshot(page, tmp_path, 1200, height)
+    for box, (*_, alt) in zip(seen["boxes"], seen["images"], strict=True):
+        assert is_drawn(picture, box), alt
+    # The same, were the pictures forbidden: the check must see it.
+    text = page.read_text()
+    blocked = tmp_path / "blocked.html"
+    blocked.write_text(text.replace(policy(text), policy(text).replace("img-src data:; ", "")))
+    picture = screenshot(blocked, tmp_path, 1200, height)
+    assert not all(is_drawn(picture, box) for box in seen["boxes"])
+
+
 def test_it_says_what_was_measured(complete: TaskConfig, tmp_path: Path) -> None:
     text = write_report(complete, tmp_path / "r.html").read_text()
     summary = json.loads((complete.fold_folder() / "validation" / "summary.json").read_text())
@@ -137,6 +198,21 @@ def test_it_says_what_was_measured(complete: TaskConfig, tmp_path: Path) -> None
     # What comes from data cannot become markup.
     assert "slices &lt;b&gt;overlap&lt;/b&gt; &amp; differ" in text
     assert "<b>overlap" not in text
+
+
+def test_settings_are_those_of_the_training(complete: TaskConfig, tmp_path: Path) -> None:
+    def shown() -> str:
+        text = write_report(complete, tmp_path / "r.html").read_text()
+        return re.sub(r"\s+", " ", re.sub(r"data:image/[^\"]+|<[^>]+>", " ", text))
+
+    assert "Epochs × steps 12 × 12 Initial learning rate 0.01 Seed 12345" in shown()
+    record = complete.fold_folder() / ".medseg" / "training.json"
+    settings = {"num_epochs": 250, "num_iterations_per_epoch": 77, "initial_lr": 0.001, "seed": 3}
+    write_json(record, {"data": "x", "settings": settings})
+    assert "Epochs × steps 250 × 77 Initial learning rate 0.001 Seed 3" in shown()
+    assert "epochs of 77 steps" in shown()
+    record.write_text("[]")  # not one of ours
+    assert "Epochs × steps 12 × 12" in shown()
 
 
 def test_missing_parts_say_why(finished: TaskConfig, tmp_path: Path) -> None:

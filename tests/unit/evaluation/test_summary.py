@@ -15,6 +15,7 @@ from medseg.evaluation import test_model as run_test_model
 from medseg.project import CasesFailedError, UserError
 from medseg.tracking import open_run
 from medseg.tracking.store import connect
+from tests.volumes import contents
 
 SCHEMA = {"Dice", "IoU", "FN", "FP", "TN", "TP", "n_pred", "n_ref", "ASD", "HD95"}
 
@@ -110,11 +111,15 @@ def test_one_bad_case_is_named_and_the_others_are_kept(finished: TaskConfig) -> 
 def test_no_validation_yet(finished: TaskConfig) -> None:
     path = finished.fold_folder() / "validation" / "summary.json"
     path.write_text("[]")
-    with pytest.raises(UserError, match=r"summary\.json is not a summary of nnU-Net"):
-        evaluate(finished)
-    path.unlink()
-    with pytest.raises(UserError, match=r"summary\.json does not exist: run .* validate first"):
-        evaluate(finished)
+    for message in (
+        r"summary\.json is not a summary of nnU-Net",
+        r"summary\.json does not exist: run .* validate first",
+    ):
+        before = contents(finished.root.path)
+        with pytest.raises(UserError, match=message):
+            evaluate(finished)
+        assert contents(finished.root.path) == before
+        path.unlink(missing_ok=True)
 
 
 def test_evaluate_folder_has_the_same_schema(finished: TaskConfig) -> None:
@@ -152,8 +157,10 @@ def test_kfp_metrics_are_flat_and_finite() -> None:
 
 
 def test_testing_needs_a_packaged_model(finished: TaskConfig) -> None:
+    before = contents(finished.root.path)
     with pytest.raises(UserError, match=r"model\.ts does not exist: run convert_pt_to_ts first"):
         run_test_model(finished)
+    assert contents(finished.root.path) == before
 
 
 def test_testing_without_test_cases(finished: TaskConfig) -> None:

@@ -86,6 +86,16 @@ def test_a_stage_that_never_started(root: DataRoot, run_id: str, hook: Received)
     assert errors == ["train did not end: a stage could not start, or was killed"]
 
 
+def test_one_of_two_folds_never_started(root: DataRoot, run_id: str, hook: Received) -> None:
+    with stage("train", target="fold 0"):
+        pass
+    errors = report_failure(root, "train", "r", "train", times=2)["errors"]
+    assert errors == ["train did not end 2 times: a stage could not start, or was killed"]
+    with stage("train", target="fold 1"):
+        pass
+    assert report_failure(root, "train", "r", "train", times=2) == {}
+
+
 def test_a_killed_stage(root: DataRoot, run_id: str, hook: Received) -> None:
     folder = root.path / "runs" / run_id
     folder.mkdir(parents=True)
@@ -145,4 +155,4 @@ def test_without_a_webhook_it_is_not_seen(
     pipeline = read_pipeline(_train_without_retry(tmp_path))
     run = run_local(pipeline, root, {"config_file_path": "configs/none.yaml"})
     assert "Executing task" in run.log.read_text()
-    assert [name for name, *_ in run.stages] == ["train"], "the user sees nothing of it"
+    assert [stage.name for stage in run.stages] == ["train"], "the user sees nothing of it"

@@ -17,6 +17,7 @@ import yaml
 from medseg.config import TaskConfig, load_config
 from medseg.nnunet import plan_and_preprocess, predict_validation, prepare_dataset, train
 from medseg.project import DataRoot
+from tests.volumes import Volume
 
 CASES = 6
 
@@ -155,11 +156,22 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def own_root(preprocessed_root: Path, tmp_path: Path) -> Path:
     """A copy of the preprocessed data root, for a test that trains in it."""
-    root = tmp_path / "root"
+    return _copy(preprocessed_root, tmp_path / "root", "nnUNet_trained_models")
+
+
+@pytest.fixture
+def trained_volume(trained: Trained, volume: Volume) -> Volume:
+    """A copy of the data root with the trained fold, on a volume that can be filled."""
+    _copy(trained.config.root.path, volume.folder)
+    return volume
+
+
+def _copy(source: Path, target: Path, *without: str) -> Path:
     shutil.copytree(
-        preprocessed_root,
-        root,
-        ignore=shutil.ignore_patterns("nnUNet_trained_models", "mlflow.db", "mlartifacts"),
+        source,
+        target,
+        ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts", *without),
+        dirs_exist_ok=True,
     )
-    (root / "empty.db").rename(root / "mlflow.db")
-    return root
+    (target / "empty.db").rename(target / "mlflow.db")
+    return target

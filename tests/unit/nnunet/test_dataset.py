@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,9 @@ import SimpleITK as sitk  # noqa: N813
 
 from medseg.config import TaskConfig
 from medseg.nnunet import prepare_dataset
+from medseg.nnunet.dataset import check_written
 from medseg.project import CasesFailedError, UserError
+from tests.volumes import Volume, contents
 
 from .conftest import write_config
 
@@ -82,8 +85,9 @@ def test_changed_and_vanished_cases_are_updated(tmp_path: Path) -> None:
     assert after[".medseg/case-case_1.json"] == before[".medseg/case-case_1.json"]
 
 
-def test_decathlon_4d_images_are_split_into_channels(tmp_path: Path) -> None:
-    data = tmp_path / "NIFTI"
+def decathlon(root: Path) -> list[sitk.Image]:
+    """Five cases with two channels in one file; returns the channels of the last."""
+    data = root / "NIFTI"
     (data / "imagesTr").mkdir(parents=True)
     (data / "labelsTr").mkdir()
     random = np.random.default_rng(0)
@@ -94,6 +98,11 @@ def test_decathlon_4d_images_are_split_into_channels(tmp_path: Path) -> None:
         sitk.WriteImage(label, str(data / "labelsTr" / f"c{index}.nii.gz"))
     (data / "imagesTr" / "._c0.nii.gz").write_bytes(b"what macOS leaves in archives")
     (data / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "T1w"}}))
+    return channels
+
+
+def test_decathlon_4d_images_are_split_into_channels(tmp_path: Path) -> None:
+    channels = decathlon(tmp_path)
     result = prepare_dataset(config := write_config(tmp_path))
     assert result["channels"] == ["FLAIR", "T1w"]
     assert result["cases"] == [f"c{index}" for index in range(5)]
@@ -153,34 +162,70 @@ def test_every_bad_case_is_named_and_the_others_are_kept(tmp_path: Path) -> None
     assert sorted(allowed["failed"]) == sorted(reasons)
 
 
+@pytest.mark.parametrize(
+    ("channels", "pages", "file"), [(1, 0, ""), (1, 5, ""), (2, 0, "c0_0000.nii.gz"), (2, 5, "")]
+)
+def test_a_full_disk(
+    volume: Volume, channels: int, pages: int, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With 2 channels in one file SimpleITK writes the images, and says nothing of a full disk."""
+    if channels == 1:
+        config = subfolders(volume.folder, cases=5)
+    else:
+        decathlon(volume.folder)
+        config = write_config(volume.folder, num_processes=1)
+    with volume.full("prepare_dataset", capsys, free=pages * 4096, file=file):
+        prepare_dataset(config)
+    assert len(prepare_dataset(config)["cases"]) == 5
+    for path in (config.raw_folder / "imagesTr").iterdir():
+        assert np.isfinite(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))).all()
+    assert len(list((config.raw_folder / "imagesTr").iterdir())) == 5 * channels
+
+
+def test_a_compressed_file_that_was_cut_off(tmp_path: Path) -> None:
+    path = write_case(tmp_path, "case") / "case_image.nii.gz"
+    check_written(path)
+    whole = path.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(OSError) as caught:
+            check_written(path)
+        assert caught.value.errno == errno.ENOSPC
+
+
+def refuses(config: TaskConfig, message: str) -> None:
+    """``prepare_dataset`` refuses the config, and everything is as it was."""
+    before = contents(config.root.path)
+    with pytest.raises(UserError, match=message):
+        prepare_dataset(config)
+    assert contents(config.root.path) == before
+
+
 def test_fewer_than_five_cases(tmp_path: Path) -> None:
     config = subfolders(tmp_path, cases=5, test_cases=["case_0"])
+    before = contents(config.data_folder)
     with pytest.raises(UserError, match=r"4 training cases are too few.*at least 5.*test_cases"):
         prepare_dataset(config)
     assert not (config.raw_folder / "dataset.json").exists()
+    assert contents(config.data_folder) == before
 
 
 def test_missing_data_dir(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data_dir .*NIFTI is not a folder"):
-        prepare_dataset(write_config(tmp_path))
+    refuses(write_config(tmp_path), r"data_dir .*NIFTI is not a folder")
 
 
 def test_empty_data_dir(tmp_path: Path) -> None:
     (tmp_path / "NIFTI").mkdir()
-    with pytest.raises(UserError, match="holds no cases of the format 'subfolders'"):
-        prepare_dataset(write_config(tmp_path, dataset_format="subfolders"))
-    with pytest.raises(UserError, match="has no folder imagesTr"):
-        prepare_dataset(write_config(tmp_path))
+    config = write_config(tmp_path, dataset_format="subfolders")
+    refuses(config, "holds no cases of the format 'subfolders'")
+    refuses(write_config(tmp_path), "has no folder imagesTr")
 
 
 def test_unknown_test_case(tmp_path: Path) -> None:
-    config = subfolders(tmp_path, test_cases=["case_77"])
-    with pytest.raises(UserError, match="test_cases names case_77"):
-        prepare_dataset(config)
+    refuses(subfolders(tmp_path, test_cases=["case_77"]), "test_cases names case_77")
 
 
 def test_a_dataset_number_that_is_taken(tmp_path: Path) -> None:
     config = subfolders(tmp_path)
     (config.raw_folder.parent / "Dataset004_Other").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"number 4 is taken by .*Dataset004_Other"):
-        prepare_dataset(config)
+    refuses(config, r"number 4 is taken by .*Dataset004_Other")

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from medseg.config import TaskConfig
 from medseg.nnunet import environment, plan_and_preprocess, prepare_dataset
 from medseg.nnunet.preprocessing import preprocessed
 from medseg.project import UserError
+from tests.volumes import Volume, contents
 
 from .conftest import copy_hippocampus, read_until, run_stage, write_config
 
@@ -101,17 +103,37 @@ def test_a_split_of_the_users_own_is_not_replaced(own_root: Path) -> None:
     assert json.loads(path.read_text()) == own
 
 
+def test_a_full_disk(trained_volume: Volume, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(trained_volume.folder, num_processes=1)
+    folder = config.preprocessed_folder / "nnUNetPlans_3d_fullres"
+    lost = sorted(folder.glob("*_seg.b2nd"))[0]
+    lost.unlink()
+    with trained_volume.full("plan_and_preprocess", capsys, free=8192):  # Blosc2 writes it
+        plan_and_preprocess(config)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.pkl")}
+    assert len(plan_and_preprocess(config)["cases"]) == 6
+    assert lost.is_file()
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("*.pkl")}
+    assert len(before.items() & after.items()) == 5  # the others are not made again
+
+
+def refuses(config: TaskConfig, message: str) -> None:
+    """``plan_and_preprocess`` refuses the config, and everything is as it was."""
+    before = contents(config.root.path)
+    with pytest.raises(UserError, match=message):
+        plan_and_preprocess(config)
+    assert contents(config.root.path) == before
+
+
 def test_a_configuration_that_the_plans_lack(preprocessed_root: Path) -> None:
-    with pytest.raises(UserError, match="no '3d_lowres'; they have 2d, 3d_fullres, tiny"):
-        plan_and_preprocess(write_config(preprocessed_root, configuration="3d_lowres"))
+    config = write_config(preprocessed_root, configuration="3d_lowres")
+    refuses(config, "no '3d_lowres'; they have 2d, 3d_fullres, tiny")
 
 
 def test_a_dataset_that_is_not_prepared(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run prepare_dataset first"):
-        plan_and_preprocess(write_config(tmp_path))
+    refuses(write_config(tmp_path), "run prepare_dataset first")
 
 
 def test_labels_that_changed_since_the_dataset_was_prepared(own_root: Path) -> None:
     config = write_config(own_root, labels={"background": 0, "Front": 1, "Back": 2})
-    with pytest.raises(UserError, match="made for other labels: run prepare_dataset"):
-        plan_and_preprocess(config)
+    refuses(config, "made for other labels: run prepare_dataset")

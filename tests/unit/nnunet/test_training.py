@@ -17,9 +17,11 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from medseg.config import TaskConfig
+from medseg.evaluation import evaluate
 from medseg.nnunet import load_checkpoint, predict_validation, train
 from medseg.project import Manifest, UserError
 from tests.services.mlflow_server import free_port, start_server
+from tests.volumes import Volume, contents
 
 from .conftest import Trained, read_until, run_stage, write_config
 
@@ -288,8 +290,10 @@ def test_extra_configs_reach_the_trainer(own_root: Path) -> None:
 )
 def test_bad_settings(trained: Trained, fields: dict[str, Any], message: str) -> None:
     config = write_config(trained.config.root.path, **{"configuration": "tiny", **fields})
+    before = contents(config.root.path)
     with pytest.raises(UserError, match=message):
         train(config)
+    assert contents(config.root.path) == before
     assert Manifest(trained.config.fold_folder(), "train").read()["result"] == trained.result
 
 
@@ -301,8 +305,10 @@ def test_run_validation_only_trains_nothing(trained: Trained) -> None:
 
 
 def test_validation_of_an_unfinished_training(trained: Trained) -> None:
+    before = contents(trained.config.root.path)
     with pytest.raises(UserError, match=r"fold 2 has no checkpoint_final\.pth"):
         predict_validation(trained.config, fold=2)
+    assert contents(trained.config.root.path) == before
 
 
 def test_checkpoints_are_read_without_unpickling(trained: Trained, tmp_path: Path) -> None:
@@ -323,6 +329,39 @@ def test_checkpoints_are_read_without_unpickling(trained: Trained, tmp_path: Pat
         load_checkpoint(truncated)
     with pytest.raises(UserError, match=r"missing\.pth does not exist: train the fold first"):
         load_checkpoint(tmp_path / "missing.pth")
+
+
+def test_a_full_disk_while_it_trains(
+    trained_volume: Volume, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(trained_volume.folder, configuration="tiny", fold=1, num_epochs=2)
+    file = "checkpoint_best.pth"  # torch writes it
+    with trained_volume.full("train", capsys, free=200 << 10, file=file):
+        train(config)
+    assert not list(config.fold_folder().glob("checkpoint_*"))
+    assert train(config)["epochs"] == 2
+    assert len(losses(config, 1)) == 2
+
+
+def test_a_full_disk_while_it_validates(
+    trained_volume: Volume, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(trained_volume.folder, configuration="tiny")
+    folder = config.fold_folder() / "validation"
+    kept, lost = sorted(folder.glob("*.nii.gz"))
+    content, before = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    (folder / "summary.json").unlink()
+    with trained_volume.full("validate", capsys, file=lost.name):  # SimpleITK writes it
+        predict_validation(config)
+    assert not lost.exists()
+    predict_validation(config)
+    assert lost.read_bytes() == content
+    assert kept.stat().st_mtime_ns == before
+    assert len(json.loads((folder / "summary.json").read_text())["metric_per_case"]) == 2
+    with trained_volume.full("validate", capsys):
+        evaluate(config)
+    assert len(evaluate(config)["metric_per_case"]) == 2
 
 
 def test_a_full_disk_is_reported_as_such(

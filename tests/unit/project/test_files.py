@@ -1,8 +1,14 @@
+import errno
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from medseg.project import Manifest, atomic_file, atomic_folder, fingerprint, write_json
+from tests.volumes import Volume
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -29,11 +35,88 @@ def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / ".partial-12345678-out").mkdir()
-    with atomic_folder(tmp_path / "out") as temporary:
-        (temporary / "x").touch()
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+WRITERS = {
+    "file": "with atomic_file(path) as new: new.write_text('half'); wait()",
+    "folder": "with atomic_folder(path) as new: (new / 'half').touch(); wait()",
+    "link": "with atomic_file(path) as new: new.unlink(); new.symlink_to('half'); wait()",
+}
+
+
+@contextmanager
+def writer(path: Path, kind: str) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of writing ``path``."""
+    code = (
+        "import sys; from pathlib import Path; from medseg.project import atomic_file\n"
+        "from medseg.project import atomic_folder; path = Path(sys.argv[1])\n"
+        f"def wait(): print('written', flush=True); sys.stdin.read()\n{WRITERS[kind]}"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def write(path: Path, kind: str) -> None:
+    if kind == "folder":
+        with atomic_folder(path) as temporary:
+            (temporary / "whole").touch()
+    else:
+        with atomic_file(path) as temporary:
+            temporary.write_text("whole")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path, kind: str) -> None:
+    target, other = tmp_path / "a[1].nii.gz", tmp_path / "b.nii.gz"
+    for path in (target, other):
+        with writer(path, kind):
+            pass
+    assert len(list(tmp_path.iterdir())) == 2
+    write(target, kind)
+    assert target.exists()
+    (left,) = tmp_path.glob(".partial-*")  # not ours to remove
+    assert left.name.endswith(other.name)
+    write(other, kind)
+    assert sorted(tmp_path.iterdir()) == [target, other]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out"
+    with writer(target, kind) as first:
+        (temporary,) = tmp_path.iterdir()
+        write(target, kind)
+        assert temporary.exists()
+        first.communicate("", timeout=20)
+        assert first.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the last one counts
+    assert (target / "half").exists() if kind == "folder" else target.read_text() == "half"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_full_disk_behind_another_error(volume: Volume, kind: str) -> None:
+    """Libraries that write files by themselves raise a RuntimeError, which does not say why."""
+    target = volume.folder / "out"
+    write(target, kind)
+    scope = atomic_folder if kind == "folder" else atomic_file
+    volume.leave(0)
+    with pytest.raises(OSError) as caught, scope(target):
+        raise RuntimeError("could not write")
+    assert caught.value.errno == errno.ENOSPC
+    volume.enlarge()
+    with pytest.raises(RuntimeError, match="could not write"), scope(target):
+        raise RuntimeError("could not write")
+    assert [path.name for path in volume.folder.iterdir()] == ["out"]
+    assert (target / "whole").exists() if kind == "folder" else target.read_text() == "whole"
 
 
 def test_manifest_knows_changed_inputs_and_damaged_outputs(tmp_path: Path) -> None:
