@@ -114,7 +114,7 @@ def test_sigterm_ends_a_stage_with_all_its_processes(
     del options["init"]  # the image's own entry, as on a node
     container = engine.containers.run(
         images.runtime,
-        ["sh", "-c", 'sh -c "python3 -c \\"$0\\""', program],
+        ["sh", "-ec", 'x=$(mktemp -d)\nexec python3 -c "$0"\n', program],  # as KFP's, see platform
         detach=True,
         volumes={str(tmp_path): {"bind": "/mnt/Data"}},
         **options,

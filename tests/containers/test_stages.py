@@ -56,7 +56,7 @@ def second_fold(project: Path, images: Images, engine: docker.DockerClient) -> P
     deadline = time.monotonic() + 300
     while True:
         new = [path for path in (project / "runs").iterdir() if path.name not in before]
-        if new and any(item.get("done") == 2 for item in events(project)):
+        if new and any(item["message"].startswith("epoch 2:") for item in events(project)):
             break
         assert process.poll() is None, newest_log(project)
         assert time.monotonic() < deadline, newest_log(project)
