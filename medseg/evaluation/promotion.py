@@ -127,7 +127,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
             raise _changed(candidate)
         write_json(_history_file(config), [*history, judgement])
         progress(judgement["reason"])
-    if judgement["promoted"] and file_hash(present) != digest:
+    if judgement["promoted"] and _present_hash(present) != digest:
         with atomic_file(present) as temporary:
             shutil.copyfile(candidate, temporary)
             if file_hash(temporary) != digest:
@@ -185,7 +185,7 @@ def _judge(config: TaskConfig, candidate: Path, digest: str, present: Path) -> d
     if config.test_cases:
         new, _ = measure_model(config, candidate, config.fold_folder() / "test")
         scores["candidate"]["Dice"] = _dice(new)
-    before = file_hash(present)
+    before = _present_hash(present)
     if not before:
         return {**scores, "promoted": True, "reason": "there was no model before"}
     scores["present"] = {"sha256": before}
@@ -219,6 +219,10 @@ def _cases(summary: Summary) -> set[str]:
 def _dice(summary: Summary) -> float | None:
     value = summary["foreground_mean"].get("Dice")
     return None if value is None else float(value)
+
+
+def _present_hash(present: Path) -> str:
+    return file_hash(present) if present.is_file() else ""
 
 
 def _changed(candidate: Path) -> UserError:
