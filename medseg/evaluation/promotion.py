@@ -17,6 +17,7 @@ from medseg.config import TaskConfig
 from medseg.evaluation.held_back import case_files, measure_model
 from medseg.evaluation.summary import Summary, case_of, of_cases
 from medseg.project import (
+    Manifest,
     UserError,
     atomic_file,
     file_hash,
@@ -114,9 +115,16 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         "test_set": _test_hash(config),
     }
     history = read_promotions(config)
-    judgement: dict[str, Any] = history[-1] if history else {}
-    if basis.items() <= judgement.items() and judgement["candidate"]["sha256"] == digest:
-        progress(f"judged before: {judgement['reason']}")
+    last = history[-1] if history else {}
+    if basis.items() <= last.items() and last["candidate"]["sha256"] == digest:
+        progress(f"judged before: {last['reason']}")
+        if present.is_file():
+            result("promoted model", present)
+        return last
+    # Kept until all is done: after a kill the candidate may already be the present model.
+    pending, inputs = Manifest(present.parent, "judgement"), fingerprint([candidate], basis)
+    if pending.is_done(inputs):
+        judgement: dict[str, Any] = pending.read()["result"]
     else:
         judgement = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -125,13 +133,15 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         }
         if file_hash(candidate) != digest:
             raise _changed(candidate)
-        write_json(_history_file(config), [*history, judgement])
-        progress(judgement["reason"])
+        pending.record(inputs, [], judgement)
     if judgement["promoted"] and _present_hash(present) != digest:
         with atomic_file(present) as temporary:
             shutil.copyfile(candidate, temporary)
             if file_hash(temporary) != digest:
                 raise _changed(candidate)
+    write_json(_history_file(config), [*history, judgement])
+    pending.path.unlink()
+    progress(judgement["reason"])
     if present.is_file():
         result("promoted model", present)
     return judgement
