@@ -60,7 +60,7 @@ setup() {
   if [ -f "$venv/.complete" ] && [ "$(cat "$venv/.complete")" = "$stamp" ]; then return; fi
   python=$(find_python)
   echo "setting up .venv with $($python --version) (2.4 GB with a CPU build of torch)"
-  if ! "$python" -c 'import ensurepip' 2>/dev/null; then need ensurepip python3-venv; fi
+  if ! "$python" -c 'import ensurepip' 2>/dev/null; then need ensurepip "$python-venv"; fi
   "$python" -m venv "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,dev]'
   "$venv/bin/pip" check
@@ -97,7 +97,7 @@ case "$command" in
     exec "$venv/bin/medseg" compile "$@"
     ;;
   test)
-    need Orthanc orthanc chromium chromium storescu dcmtk \
+    need Orthanc orthanc chromium chromium storescu dcmtk dciodvfy dicom3tools \
       dockerd docker.io docker-registry docker-registry mmdebstrap mmdebstrap \
       skopeo skopeo umoci umoci kubectl kubernetes-client
     [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || need orthanc-dicomweb orthanc-dicomweb

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -292,8 +293,8 @@ def test_same_input_gives_same_uids(root: DataRoot) -> None:
 
 def test_written_series_are_valid(root: DataRoot) -> None:
     """By dicom3tools' dciodvfy, the reference checker of the standard's modules."""
-    if shutil.which("dciodvfy") is None:
-        pytest.skip("dciodvfy (apt package dicom3tools) is not installed")
+    if shutil.which("dciodvfy") is None and not os.environ.get("CI"):
+        pytest.skip("dciodvfy is not here (apt-get install dicom3tools)")
     image = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
     write_case(root, image, (image > 9).astype(np.uint8), np.eye(4))
     for modality in ("CT", "MR"):
