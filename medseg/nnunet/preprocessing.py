@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from medseg.config import TaskConfig
@@ -126,6 +128,28 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _bar_as_progress(module: ModuleType, what: str) -> Iterator[None]:
+    """Shows the progress bar of a module of nnU-Net as the stage's own progress."""
+    console, original = sys.stdout, vars(module)["tqdm"]
+
+    class Bar(nullcontext["Bar"]):
+        def __init__(self, *, total: int, **_: Any) -> None:
+            super().__init__(self)
+            self.done, self.total = 0, total
+
+        def update(self) -> None:
+            self.done += 1
+            with redirect_stdout(console):
+                progress(what, self.done, self.total)
+
+    setattr(module, "tqdm", Bar)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(module, "tqdm", original)  # noqa: B010
+
+
 # --- fingerprint and plans ---
 
 
@@ -145,17 +169,15 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
     ):
         return plans_file
 
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
-        DatasetFingerprintExtractor,
-    )
+    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 
     if not extracted.is_done(fingerprint([], settings)):
         progress(f"extracting the fingerprint of {len(dataset['cases'])} cases")
         try:
-            with quiet():
-                DatasetFingerprintExtractor(config.dataset_name, processes(config)).run(
-                    overwrite_existing=True
-                )
+            with _bar_as_progress(fingerprint_extractor, "case read"), quiet():
+                fingerprint_extractor.DatasetFingerprintExtractor(
+                    config.dataset_name, processes(config)
+                ).run(overwrite_existing=True)
         except RuntimeError as error:
             if "background worker" not in str(error):
                 raise

@@ -62,6 +62,7 @@ def test_a_kill_loses_no_finished_case(shared_data: Path, tmp_path: Path) -> Non
     config = write_config(tmp_path, num_processes=1)
     prepare_dataset(config)
     process = run_stage(config, "plan_and_preprocess")
+    read_until(process, "[6/6] case read")  # nnU-Net's own progress is passed on
     read_until(process, "[2/6]")
     process.send_signal(signal.SIGKILL)
     process.wait()
