@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from medseg.project import DataRoot
 from tests.volumes import Volume
@@ -58,8 +60,8 @@ ORDER = (
     "pipelines/test_manifests",
     "services",
     "pipelines/test_volume",
+    "containers",  # the longest, which others can run beside
     "pipelines",
-    "containers",
 )
 """Parts of the tests, the cheap ones first; a test belongs to the longest that fits it."""
 
@@ -72,3 +74,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return ORDER.index(max((p for p in ORDER if place.startswith(p)), key=len))
 
     items.sort(key=rank)
+
+
+class TogetherScheduling(LoadScopeScheduling):
+    """Tests that share expensive fixtures, or build on each other, run in one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePosixPath(nodeid.split("::")[0])
+        return str(file if file.is_relative_to("tests/pipelines") else file.parent)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TogetherScheduling:
+    return TogetherScheduling(config, log)

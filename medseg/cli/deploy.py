@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 
 import click
@@ -71,6 +73,8 @@ def infer(input: Path, image: str, output: Path, gpu: bool) -> None:  # noqa: A0
     """
     from medseg.deploy import infer as run_image
 
+    # As Ctrl-C does: an exception, on whose way out the container is ended too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     raise SystemExit(run_image(image, input, output, gpu=gpu))
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -280,6 +281,26 @@ def test_docker_stop_keeps_what_is_finished(
     wanted = {"dicom": "{}/Hippocampus.dcm", "nifti": "{}.nii.gz"}[variant]
     assert sorted(results) == [wanted.format(name) for name in names]
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
+
+
+def test_sigterm_to_medseg_infer_ends_its_container(
+    engine: docker.DockerClient,
+    built: tuple[str, str],
+    project: Path,
+    writable: Path,
+    tmp_path: Path,
+) -> None:
+    names = cases_of("nifti", project, tmp_path / "in")
+    before = {container.id for container in engine.containers.list(all=True)}
+    command = [MEDSEG, "infer", "--image", built[1], str(tmp_path / "in"), "-o", str(writable)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any("[1/3]" in line for line in process.stdout)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert {container.id for container in engine.containers.list(all=True)} == before
+    assert 1 <= len(list(writable.rglob("*.nii.gz"))) < len(names)
 
 
 def test_the_variables_of_the_package_specification(
