@@ -295,8 +295,11 @@ def _example(name: str) -> str:
 
 def _default(definition: dict[str, Any]) -> Any:
     value = definition.get("defaultValue")
+    # KFP writes every number as a double, also inside lists
     if definition["parameterType"] == "NUMBER_INTEGER" and value is not None:
-        return int(value)  # KFP writes every number as a double
+        return int(value)
+    if isinstance(value, list):
+        return [int(n) if isinstance(n, float) and n.is_integer() else n for n in value]
     return value
 
 

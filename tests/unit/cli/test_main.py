@@ -29,6 +29,7 @@ def test_pipelines_table() -> None:
     for name in ("lifecycle", "train", "dicom_to_nifti", "convert_pt_to_ts"):
         assert name in table
     one = medseg("pipelines", "train").stdout
+    assert "│ [-1] " in one
     for parameter in ("config_file_path", "folds", "pvc_name", "gpu_count", "node_selector"):
         assert parameter in one
 
