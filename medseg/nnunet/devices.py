@@ -64,19 +64,23 @@ def cpu_flags() -> set[str]:
     }
 
 
-def use_bfloat16(network: Any) -> None:
+def use_bfloat16(network: Any, flags: Iterable[str] | None = None) -> None:
     """Makes the forward pass (and so the backward pass) of ``network`` compute in bfloat16.
 
     Weights, gradients, optimizer and outputs stay float32, so the loss is computed as before.
-    Channels-last memory is what the bfloat16 convolutions of oneDNN prefer.
+    Channels-last memory makes a step a tenth shorter where oneDNN computes with AMX; elsewhere the
+    normalizations between, which want their channels apart, make it 5 to 10 % longer.
 
     Args:
         network: A network of nnU-Net for 2D or 3D input, on the CPU.
+        flags: The CPU's flags; by default those of this machine.
     """
     import torch
 
-    volumetric = any(parameter.dim() == 5 for parameter in network.parameters())
-    memory_format = torch.channels_last_3d if volumetric else torch.channels_last
+    memory_format = torch.contiguous_format
+    if "amx_bf16" in (cpu_flags() if flags is None else flags):
+        volumetric = any(parameter.dim() == 5 for parameter in network.parameters())
+        memory_format = torch.channels_last_3d if volumetric else torch.channels_last
     network.to(memory_format=memory_format)
     forward: Callable[..., Any] = network.forward
 

@@ -41,7 +41,8 @@ def test_cuda_that_is_not_there(tmp_path, monkeypatch: pytest.MonkeyPatch) -> No
         choose_device(write_config(tmp_path, device="cuda"))
 
 
-def test_a_bfloat16_step_has_the_loss_of_the_float32_step(preprocessed_root) -> None:
+@pytest.mark.parametrize("unit", ["amx_bf16", "avx512_bf16"])
+def test_a_bfloat16_step_has_the_loss_of_the_float32_step(preprocessed_root, unit: str) -> None:
     from medseg.nnunet import environment
     from medseg.nnunet.trainer import make_trainer, seed_all
 
@@ -57,11 +58,14 @@ def test_a_bfloat16_step_has_the_loss_of_the_float32_step(preprocessed_root) -> 
             trainer.network.load_state_dict(start)
             seed_all(0)
             if bfloat16:
-                use_bfloat16(trainer.network)
+                use_bfloat16(trainer.network, {unit})
             losses[bfloat16] = float(trainer.train_step(copy.deepcopy(batch))["loss"])
         with torch.no_grad():
             output = trainer.network(batch["data"])
     assert output[0].dtype == torch.float32
+    weights = [weight for weight in trainer.network.parameters() if weight.dim() == 5]
+    last = all(weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in weights)
+    assert last is (unit == "amx_bf16")
     assert all(weight.dtype == torch.float32 for weight in trainer.network.parameters())
     assert losses[True] == pytest.approx(losses[False], abs=0.02)
     assert losses[True] != losses[False]  # it was computed in another arithmetic
