@@ -106,7 +106,7 @@ case "$command" in
     # two at once: most of a test's time goes to imports, on one core
     how=(-m "not slow" -n 2 --no-loadscope-reorder)
     if [ "${1:-}" = --slow ]; then
-      how=()
+      how=() # one at a time: a long training is to have all cores
       shift
     fi
     export PATH="$venv/bin:$PATH" # the tests call programs that came with packages

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
-from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from medseg.project import DataRoot
@@ -77,12 +76,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class TogetherScheduling(LoadScopeScheduling):
-    """Tests that share expensive fixtures, or build on each other, run in one process."""
+    """Tests that share expensive fixtures, or build on each other, run in one process.
+
+    pytest-xdist's own groups (``--dist loadgroup``) have no effect with pytest 9.2.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = PurePosixPath(nodeid.split("::")[0])
         return str(file if file.is_relative_to("tests/pipelines") else file.parent)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TogetherScheduling:
-    return TogetherScheduling(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> TogetherScheduling:
+    return TogetherScheduling(config)

@@ -69,7 +69,7 @@ def use_bfloat16(network: Any, flags: Iterable[str] | None = None) -> None:
 
     Weights, gradients, optimizer and outputs stay float32, so the loss is computed as before.
     Channels-last memory makes a step a tenth shorter where oneDNN computes with AMX; elsewhere the
-    normalizations between, which want their channels apart, make it 5 to 10 % longer.
+    normalizations between, which want their channels apart, make it up to a tenth longer.
 
     Args:
         network: A network of nnU-Net for 2D or 3D input, on the CPU.

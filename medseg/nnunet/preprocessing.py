@@ -7,10 +7,9 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from medseg.config import TaskConfig
@@ -129,25 +128,20 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _bar_as_progress(module: ModuleType, what: str) -> Iterator[None]:
+def _bar_as_progress(module: Any, what: str) -> Iterator[None]:
     """Shows the progress bar of a module of nnU-Net as the stage's own progress."""
-    console, original = sys.stdout, vars(module)["tqdm"]
+    console, original = sys.stdout, module.tqdm
 
-    class Bar(nullcontext["Bar"]):
-        def __init__(self, *, total: int, **_: Any) -> None:
-            super().__init__(self)
-            self.done, self.total = 0, total
+    def update(bar: Any, steps: int = 1) -> None:
+        original.update(bar, steps)
+        with redirect_stdout(console):
+            progress(what, bar.n, bar.total)
 
-        def update(self) -> None:
-            self.done += 1
-            with redirect_stdout(console):
-                progress(what, self.done, self.total)
-
-    setattr(module, "tqdm", Bar)  # noqa: B010
+    module.tqdm = type("Bar", (original,), {"update": update})
     try:
         yield
     finally:
-        setattr(module, "tqdm", original)  # noqa: B010
+        module.tqdm = original
 
 
 # --- fingerprint and plans ---
