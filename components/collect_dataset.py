@@ -24,7 +24,7 @@ def collect_dataset(
     from pathlib import Path
 
     from medseg.config import load_config
-    from medseg.dicom import collect_dataset as collect
+    from medseg.dataset import collect_dataset as collect
     from medseg.project import result, stage
 
     with stage("collect_dataset", target=output_folder or config_file_path) as root:

@@ -6,26 +6,6 @@
 * :func:`segment` segments images with such a file; it needs nothing else of the bundle.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from medseg.bundle.checkpoints import export_checkpoint
-    from medseg.bundle.layout import prepare_bundle
-    from medseg.bundle.segmentation import segment
-    from medseg.bundle.torchscript import convert_pt_to_ts
-
-_HOME = {
-    "convert_pt_to_ts": "torchscript",
-    "export_checkpoint": "checkpoints",
-    "prepare_bundle": "layout",
-    "segment": "segmentation",
-}
-
-__all__ = ["convert_pt_to_ts", "export_checkpoint", "prepare_bundle", "segment"]
-
-
-def __getattr__(name: str) -> Any:  # PEP 562: each function's imports load with its first use
-    if name in _HOME:
-        return getattr(import_module(f"medseg.bundle.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

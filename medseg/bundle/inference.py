@@ -1,165 +1,311 @@
-"""The inference configuration: the bundle's ``inference.yaml``, ``inference.json`` in ``model.ts``.
-
-Both are in MONAI's config syntax and need MONAI and nnU-Net alone, nothing of this project. Around
-``get_nnunet_monai_predictor`` they mend what it leaves open:
-
-* it predicts on the first GPU without mirroring; here the device is the one at hand, and
-  test-time augmentation is on as in nnU-Net;
-* MONAI's readers give volumes as [x, y, z], nnU-Net trains on [z, y, x]; the transposition in the
-  plans is adapted, so that the network sees what it was trained on;
-* it takes the spacing from a batched ``pixdim`` or from the affine's diagonal; here it is the
-  length of the affine's columns, also of oblique volumes and of tensors without a batch's metadata.
-"""
+"""Inference from the packaged model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+import re
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
+import numpy as np
 
-INFERENCE_YAML = """\
-# Segments every image of a folder. In the bundle's folder:
-#   python -m monai.bundle run --config_file configs/inference.yaml \\
-#     --dataset_dir IMAGES --output_dir SEGMENTATIONS
-imports:
-- $import glob
-- $import os
-- $import torch
-- $import monai
-- $from monai.apps.nnunet.nnunet_bundle import get_nnunet_monai_predictor
+from medseg.bundle.torchscript import PackagedModel, load_packaged
+from medseg.project import Failures, Manifest, UserError, fingerprint, progress
 
-bundle_root: "."
-fold: "{fold}"
-model_folder: "$os.path.join(@bundle_root, 'models', 'fold_' + str(@fold))"
-model_name: model.pt
-dataset_dir: "$os.path.join(@bundle_root, 'images')"
-output_dir: "$os.path.join(@bundle_root, 'eval')"
-test_time_augmentation: true
-device: "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
+if TYPE_CHECKING:
+    from medseg.imaging import Volume
+    from medseg.nnunet.prediction import CasePredictor
 
-# One item a case: CASE.nii.gz, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... for several channels.
-channels: {channels}
-datalist: "$[{{'image': [path.replace('_0000.nii', '_%04d.nii' % i) for i in range(@channels)]}}
-  for path in sorted(glob.glob(os.path.join(@dataset_dir, '*.nii*')))
-  if @channels == 1 or '_0000.nii' in path]"
-
-preprocessing:
-  _target_: Compose
-  transforms:
-  - _target_: LoadImaged
-    keys: image
-    ensure_channel_first: true
-    image_only: true
-
-dataset:
-  _target_: Dataset
-  data: "@datalist"
-  transform: "@preprocessing"
-
-dataloader:
-  _target_: DataLoader
-  dataset: "@dataset"
-  batch_size: 1
-
-# nnU-Net's predictor; its settings; the network as MONAI calls it.
-nnunet: "$get_nnunet_monai_predictor(@model_folder, @model_name)"
-predictor_settings:
-  device: "@device"
-  perform_everything_on_device: "$@device.type == 'cuda'"
-  use_mirroring: "@test_time_augmentation"
-# From [x, y, z] to the order of training, and back.
-transpose_forward: "$[2 - axis for axis in @nnunet.predictor.plans_manager.transpose_forward]"
-transposition:
-  transpose_forward: "@transpose_forward"
-  transpose_backward: "$[@transpose_forward.index(axis) for axis in range(3)]"
-# The voxel size in mm, from the affine.
-set_spacing: "$lambda network, inputs: inputs[0].meta.update(pixdim=torch.cat([torch.ones(1),
-  inputs[0].affine.reshape(-1, 4, 4)[0][:3, :3].float().norm(dim=0)])[None])"
-network_def: "$(vars(@nnunet.predictor).update(@predictor_settings),
-  @nnunet.predictor.plans_manager.plans.update(@transposition),
-  @nnunet.register_forward_pre_hook(@set_spacing), @nnunet)[-1]"
-
-inferer:
-  _target_: SimpleInferer
-
-postprocessing:
-  _target_: Compose
-  transforms:
-  - _target_: SaveImaged
-    keys: pred
-    output_dir: "@output_dir"
-    output_postfix: seg
-    output_dtype: null
-    separate_folder: false
-    resample: false
-
-run:
-- "$all(@postprocessing(item) for batch in @dataloader for item in monai.data.decollate_batch(
-  {{'image': batch['image'], 'pred': @inferer(batch['image'], @network_def)}}))"
-"""
-
-# Without a bundle around it: the files that get_nnunet_monai_predictor reads are written to a
-# temporary folder, and the reader puts the loaded TorchScript in place of predictor.network, so
-# the predictor must run the network as it is and not load weights into it.
-SELF_CONTAINED: dict[str, Any] = {
-    "temporary": "$tempfile.TemporaryDirectory()",
-    "model_folder": (
-        "$(pathlib.Path(@temporary.name, 'plans.json').write_text(json.dumps(@plans)), "
-        "pathlib.Path(@temporary.name, 'dataset.json').write_text(json.dumps(@dataset_json)), "
-        "torch.save({'trainer_name': @nnunet_config_ckpt::trainer_name, "
-        "'init_args': {'configuration': @nnunet_config_ckpt::configuration}, "
-        "'inference_allowed_mirroring_axes': "
-        "@nnunet_config_ckpt::inference_allowed_mirroring_axes}, "
-        "os.path.join(@temporary.name, 'nnunet_checkpoint.pth')), "
-        "os.path.join(@temporary.name, 'fold'))[-1]"
-    ),
-}
+Format = Literal["nifti", "dicom"]
+SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "dicom": ".dcm"}
+CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+"""nnU-Net's file names: ``CASE_0000.nii.gz`` is the first channel of CASE."""
 
 
-def inference_yaml(channels: int, fold: int | str) -> str:
-    """The text of ``configs/inference.yaml``.
+@dataclass(frozen=True)
+class Case:
+    """What is segmented at once.
 
-    Args:
-        channels: Number of input channels.
-        fold: The fold whose ``model.pt`` runs by default.
+    Attributes:
+        name: The case identifier; the result is named after it.
+        images: One path a channel, or one 4D NIfTI file, or one folder with a DICOM series.
+        format: What the images are.
     """
-    return INFERENCE_YAML.format(channels=channels, fold=fold)
+
+    name: str
+    images: tuple[Path, ...]
+    format: Format
 
 
-def inference_json(
-    plans: Mapping[str, Any],
-    dataset: Mapping[str, Any],
-    checkpoint: Mapping[str, Any],
+def segment(
+    model: str | Path,
+    input: str | Path,  # noqa: A002 - the word on the command line and in the pipeline
+    output: str | Path,
     *,
-    channels: int,
-    fold: int | str,
-) -> dict[str, Any]:
-    """The content of ``inference.json`` inside ``model.ts``: complete without the bundle.
+    output_format: str = "",
+    test_time_augmentation: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
+) -> list[Path]:
+    """Segments images with a packaged model, with nnU-Net's preprocessing and its inverse.
 
     Args:
-        plans: nnU-Net's plans.
-        dataset: nnU-Net's ``dataset.json``.
-        checkpoint: Content of the bundle's ``nnunet_checkpoint.pth``.
-        channels: Number of input channels.
-        fold: The packaged fold.
+        model: The packaged model (``model.ts``).
+        input: A NIfTI file; a folder of NIfTI files (``CASE.nii.gz``, or ``CASE_0000.nii.gz``,
+            ``CASE_0001.nii.gz``, … for the channels); a DICOM series folder; or a folder of DICOM
+            series folders, each of which is a case.
+        output: A file (``.nii``, ``.nii.gz`` or ``.dcm``; for one case), or a folder in which each
+            result has the name of its case. Existing results are replaced; in a folder, results of
+            the same model, images and settings are kept.
+        output_format: ``nifti`` or ``dicom`` (a DICOM SEG that refers to the source series; its
+            segments have the names in the model's metadata). Default: that of the input.
+        test_time_augmentation: Average over mirrored copies, as nnU-Net does by default.
+        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+        precision: ``float32``, ``bfloat16`` (on a CPU only where it has units for it), or
+            ``auto``: what nnU-Net predicts in (float32 on a CPU, float16 autocast on a GPU).
 
     Returns:
-        MONAI config; ``plans``, ``dataset_json`` and ``nnunet_config_ckpt`` are plain data, under
-        the names that MAIA's bundles use.
+        The files that were written, in the order of the cases. NIfTI label maps lie on the grid
+        of their image.
+
+    Raises:
+        UserError: The model, the input or a setting is unusable; the message says what to do.
+        CasesFailedError: Of several cases some failed; the others are finished.
     """
-    config: dict[str, Any] = yaml.safe_load(inference_yaml(channels, fold))
-    config["imports"] += [f"$import {name}" for name in ("json", "pathlib", "tempfile")]
-    config |= SELF_CONTAINED
-    config["predictor_settings"]["predict_logits_from_preprocessed_data"] = (
-        "$@nnunet.predictor.predict_sliding_window_return_logits"
+    model, output = Path(model), Path(output)
+    cases = find_cases(Path(input))
+    targets = _targets(cases, output, output_format)
+    packaged = load_packaged(model)
+    predictor = build_predictor(packaged, test_time_augmentation, device, precision)
+
+    if len(cases) == 1 and targets[0] == output:
+        _segment_case(cases[0], targets[0], packaged, predictor, 1, 1)
+        return targets
+
+    settings = [fingerprint([model]), test_time_augmentation, device, precision]
+    failures = Failures("segment", private=True)
+    written = []
+    for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
+        with failures.case(case.name):
+            inputs = fingerprint(_files(case), {"settings": settings, "target": target.name})
+            manifest = Manifest(output, f"segment-{case.name}")
+            if manifest.is_done(inputs):
+                progress(f"{case.name} is segmented already", number, len(cases))
+            else:
+                _segment_case(case, target, packaged, predictor, number, len(cases))
+                manifest.record(inputs, [target])
+            written.append(target)
+    if len(cases) == 1 and failures.reasons:
+        raise UserError(failures.reasons[cases[0].name])
+    failures.check(len(cases))
+    return written
+
+
+def find_cases(path: Path) -> list[Case]:
+    """The cases at ``path``: a file, a series, or a folder of either.
+
+    Args:
+        path: What the user named.
+
+    Returns:
+        The cases, by name.
+
+    Raises:
+        UserError: There is nothing, or neither NIfTI nor DICOM.
+    """
+    if not path.exists():
+        raise UserError(f"the input {path} does not exist: name a NIfTI file or a DICOM folder.")
+    if path.is_file():
+        if _is_nifti(path):
+            match = CHANNEL.match(_stem(path))
+            if match is None:
+                return [Case(_stem(path), (path,), "nifti")]
+            name = match["case"]
+            return [case for case in _nifti_cases(path.parent) if case.name == name]
+        if _is_dicom(path):
+            return [Case(path.stem, (path,), "dicom")]
+        raise UserError(f"the input {path} is neither a NIfTI file (.nii, .nii.gz) nor DICOM.")
+    cases = _nifti_cases(path)
+    if cases:
+        return cases
+    if _holds_dicom(path, deep=False):
+        return [Case(path.resolve().name, (path,), "dicom")]
+    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    cases = [Case(folder.name, (folder,), "dicom") for folder in folders if _holds_dicom(folder)]
+    if not cases:
+        raise UserError(
+            f"the folder {path} holds no NIfTI files (.nii, .nii.gz) and no DICOM: name a folder "
+            "of NIfTI files, of one DICOM series, or of folders with one DICOM series each."
+        )
+    return cases
+
+
+def _nifti_cases(folder: Path) -> list[Case]:
+    files = [file for file in sorted(folder.iterdir()) if _is_nifti(file) and file.is_file()]
+    channels: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        match = CHANNEL.match(_stem(file))
+        channels[match["case"] if match else _stem(file)].append(file)
+    return [Case(name, tuple(images), "nifti") for name, images in sorted(channels.items())]
+
+
+def _targets(cases: list[Case], output: Path, wanted: str) -> list[Path]:
+    if wanted not in ("", *SUFFIXES):
+        raise UserError(f"output_format: {wanted!r} is unknown: use nifti or dicom.")
+    suffix = "".join(output.suffixes[-2:]) if output.name.endswith(".nii.gz") else output.suffix
+    of_suffix: dict[str, Format] = {".nii.gz": "nifti", ".nii": "nifti", ".dcm": "dicom"}
+    is_file = suffix in of_suffix and not output.is_dir()
+    if is_file and len(cases) > 1:
+        raise UserError(
+            f"output: {output} is one file, but the input holds {len(cases)} cases: name a folder."
+        )
+    if is_file and wanted and of_suffix[suffix] != wanted:
+        raise UserError(f"output: {output} does not agree with output_format {wanted}.")
+    if output.is_file() and not is_file:
+        raise UserError(f"output: {output} is a file: name a folder, or a .nii.gz or .dcm file.")
+    targets = []
+    for case in cases:
+        form = of_suffix[suffix] if is_file else (wanted or case.format)
+        if form == "dicom" and case.format != "dicom":
+            raise UserError(
+                f"output_format: a DICOM SEG refers to a DICOM series, but {case.images[0]} is "
+                "NIfTI: use nifti, or segment the DICOM series."
+            )
+        target = output if is_file else output / f"{case.name}{SUFFIXES[form]}"  # type: ignore[index]
+        if target.resolve() in {image.resolve() for image in case.images}:
+            raise UserError(f"output: {target} is the input image itself: name another place.")
+        targets.append(target)
+    return targets
+
+
+def build_predictor(
+    packaged: PackagedModel,
+    test_time_augmentation: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
+) -> CasePredictor:
+    """A predictor for a packaged model; arguments and errors as those of :func:`segment`."""
+    import torch
+
+    from medseg.nnunet.devices import choose_bfloat16
+    from medseg.nnunet.prediction import CasePredictor
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: {device!r} is unknown: use auto, cpu or cuda.")
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"precision: {precision!r} is unknown: use auto, float32 or bfloat16.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is not available on this machine: use auto or cpu.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "float16" if device == "cuda" else "float32"
+    elif device == "cpu" and not choose_bfloat16(precision, device):
+        precision = "float32"  # without units bfloat16 is emulated, many times slower
+    axes = packaged.checkpoint.get("inference_allowed_mirroring_axes") or ()
+    return CasePredictor(
+        packaged.network,
+        packaged.plans,
+        packaged.dataset,
+        configuration=packaged.checkpoint["configuration"],
+        mirror_axes=axes if test_time_augmentation else (),
+        device=device,
+        precision=precision,
     )
-    axes = checkpoint["inference_allowed_mirroring_axes"]
-    config["plans"] = dict(plans)
-    config["dataset_json"] = dict(dataset)
-    config["nnunet_config_ckpt"] = {
-        "trainer_name": checkpoint["trainer_name"],
-        "configuration": checkpoint["init_args"]["configuration"],
-        "inference_allowed_mirroring_axes": None if axes is None else list(axes),
-    }
-    return config
+
+
+def _segment_case(
+    case: Case,
+    target: Path,
+    packaged: PackagedModel,
+    predictor: CasePredictor,
+    number: int,
+    total: int,
+) -> None:
+    started = time.monotonic()
+    image, reference = _read(case, predictor.channels)
+    mask = predictor.segment(image, reference.spacing[::-1]).transpose(2, 1, 0)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".dcm":
+        from medseg.dicom import write_segmentation  # highdicom takes a second to import
+
+        write_segmentation(mask, reference, target, segment_names(packaged))
+    else:
+        from medseg.imaging import write_nifti
+
+        write_nifti(mask, reference.affine, target)
+    seconds = time.monotonic() - started
+    progress(f"{case.name} segmented in {seconds:.1f} s", number, total)
+
+
+def _read(case: Case, channels: int) -> tuple[np.ndarray[Any, Any], Volume]:
+    """The image ``(channel, z, y, x)`` of a case, and the volume of its first channel."""
+    from medseg.dicom import read_image
+    from medseg.imaging.volume import check_same_grid
+
+    volumes = [read_image(path) for path in case.images]
+    first = volumes[0]
+    for other in volumes[1:]:
+        check_same_grid(first, other)
+    arrays = []
+    for volume in volumes:
+        array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+        arrays.append(np.moveaxis(array, -1, 0).transpose(0, 3, 2, 1))
+    image = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    names = [CHANNEL.match(_stem(path)) for path in case.images]
+    numbers = [int(name["channel"]) for name in names if name]
+    if image.shape[0] != channels or (numbers and numbers != list(range(len(numbers)))):
+        found = ", ".join(path.name for path in case.images)
+        raise UserError(
+            f"{case.name}: the model needs {channels} channel{'s' * (channels != 1)}, but {found} "
+            f"{'hold' if len(case.images) > 1 else 'holds'} {image.shape[0]}: give NIfTI files "
+            f"{case.name}_0000.nii.gz to {case.name}_{channels - 1:04d}.nii.gz."
+        )
+    return image, first
+
+
+def segment_names(packaged: PackagedModel) -> dict[str, int]:
+    """Segment names to label values: those of the metadata, which users edit.
+
+    Raises:
+        UserError: The metadata names no labels.
+    """
+    try:
+        definition = packaged.metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return {str(name): int(value) for value, name in definition.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            "the model's metadata.json has no network_data_format.outputs.pred.channel_def that "
+            "names its labels: make the model anew with convert_pt_to_ts."
+        ) from None
+
+
+def _files(case: Case) -> list[Path]:
+    if case.format == "nifti":
+        return list(case.images)
+    return [file for image in case.images for file in [image, *image.rglob("*")] if file.is_file()]
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"  # PS3.10 7.1: preamble, then the prefix
+
+
+def _holds_dicom(folder: Path, *, deep: bool = True) -> bool:
+    for place, _, names in os.walk(folder):
+        if any(_is_dicom(Path(place, name)) for name in names if not name.startswith(".")):
+            return True
+        if not deep:
+            return False
+    return False

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medseg.bundle.inference import inference_yaml
 from medseg.bundle.metadata import build_metadata, metadata_path
+from medseg.bundle.monai_config import inference_yaml
 from medseg.config import TaskConfig
 from medseg.project import progress, write_json, write_text
 

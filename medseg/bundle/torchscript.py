@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.bundle.inference import inference_json
 from medseg.bundle.layout import write_metadata
 from medseg.bundle.metadata import build_metadata
+from medseg.bundle.monai_config import inference_json
 from medseg.config import TaskConfig
 from medseg.project import Manifest, UserError, atomic_file, file_hash, fingerprint, progress
 

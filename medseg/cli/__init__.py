@@ -1,5 +1,5 @@
 """The ``medseg`` command: it parses, calls one function of the library and shows the result."""
 
-from medseg.cli.main import main
+import lazy_loader
 
-__all__ = ["main"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

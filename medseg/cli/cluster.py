@@ -154,7 +154,7 @@ def runs(connect: Connect, run: str | None, count: int, experiment: str, schedul
 @_cluster
 def logs(connect: Connect, run: str, task: str) -> None:
     """Show the logs of RUN's tasks, or of one TASK."""
-    from medseg.kubeflow.kubernetes import pod_logs
+    from medseg.kubeflow.namespace import pod_logs
     from medseg.project import UserError
 
     cluster = connect()

@@ -1,5 +1,5 @@
 """The task's config: one YAML file that describes the data, the labels, nnU-Net and the bundle."""
 
-from medseg.config.task import BundleConfig, TaskConfig, load_config
+import lazy_loader
 
-__all__ = ["BundleConfig", "TaskConfig", "load_config"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

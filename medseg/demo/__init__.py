@@ -5,7 +5,6 @@
 * :mod:`medseg.demo.walkthrough` says which pipelines the demo runs on them.
 """
 
-from medseg.demo.config import demo_config, write_demo_config
-from medseg.demo.phantoms import generate_phantoms
+import lazy_loader
 
-__all__ = ["demo_config", "generate_phantoms", "write_demo_config"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medseg.deploy.manifests import ENVIRONMENT, TASK_FILE
-from medseg.deploy.task import SegmentationTask, load_segmentation_task
+from medseg.deploy.package import ENVIRONMENT, TASK_FILE
+from medseg.deploy.task_file import SegmentationTask, load_segmentation_task
 from medseg.project import (
     Failures,
     Manifest,
@@ -30,8 +30,8 @@ from medseg.project import (
 
 if TYPE_CHECKING:
     from medseg.bundle.torchscript import PackagedModel
-    from medseg.dicom import Volume
     from medseg.dicom.sources import FolderSource, Series
+    from medseg.imaging import Volume
     from medseg.nnunet.prediction import CasePredictor
 
 NO_RESULT = "no-segmentation.txt"
@@ -80,7 +80,7 @@ class Package:
     @cached_property
     def channels(self) -> tuple[str, ...]:
         """The modalities in the order of the model's channels."""
-        from medseg.bundle.segmentation import segment_names
+        from medseg.bundle.inference import segment_names
 
         return self.task.check_model(
             segment_names(self.model), channel_names(self.model), "the segmentation task file"
@@ -89,7 +89,7 @@ class Package:
     @cached_property
     def predictor(self) -> CasePredictor:
         """The network with nnU-Net's steps around it."""
-        from medseg.bundle.segmentation import build_predictor
+        from medseg.bundle.inference import build_predictor
 
         predictor = build_predictor(self.model)
         progress("starting inference")
@@ -141,7 +141,7 @@ def _on_grid(volume: Volume, reference: Volume) -> Volume:
     """
     from scipy.ndimage import affine_transform
 
-    from medseg.dicom.volume import Volume, check_same_grid
+    from medseg.imaging.volume import Volume, check_same_grid
 
     with suppress(UserError):
         check_same_grid(reference, volume)
@@ -229,7 +229,7 @@ def segment_studies(
             Results of something else lie in the output folder.
         CasesFailedError: Of several studies some failed.
     """
-    from medseg.bundle.segmentation import segment_names
+    from medseg.bundle.inference import segment_names
     from medseg.dicom import write_segmentation
     from medseg.dicom.series import volume_from_instances
     from medseg.dicom.sources import FolderSource
@@ -350,7 +350,8 @@ def segment_files(package: Package, input_folder: Path, output: Path) -> list[Pa
             Results of something else lie in the output folder.
         CasesFailedError: Of several cases some failed.
     """
-    from medseg.dicom import read_image, write_nifti
+    from medseg.dicom import read_image
+    from medseg.imaging import write_nifti
 
     with explained(output):
         cases = find_cases(package.task, input_folder, output)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from medseg.deploy.manifests import (
+from medseg.deploy.package import (
     MANIFESTS,
     MODELS,
     TASK_FILE,
@@ -19,7 +19,7 @@ from medseg.deploy.manifests import (
     write_manifests,
 )
 from medseg.deploy.registry import ImageName
-from medseg.deploy.task import SegmentationTask, load_segmentation_task
+from medseg.deploy.task_file import SegmentationTask, load_segmentation_task
 from medseg.project import DataRoot, UserError, atomic_folder, file_hash, progress, write_json
 
 PROJECT = "kfp-medseg"
@@ -111,7 +111,7 @@ def write_context(
     Raises:
         UserError: The model does not load, the task file has errors, or does not fit the model.
     """
-    from medseg.bundle.segmentation import segment_names
+    from medseg.bundle.inference import segment_names
     from medseg.bundle.torchscript import load_packaged
     from medseg.deploy.application import channel_names
 

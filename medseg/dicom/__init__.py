@@ -27,49 +27,6 @@ What a predictor does with it::
         write_nifti(mask, volume.affine, "out.nii.gz")
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from medseg.dicom.dataset import collect_dataset
-    from medseg.dicom.images import read_image
-    from medseg.dicom.nifti import read_nifti, write_nifti
-    from medseg.dicom.segmentation import write_segmentation
-    from medseg.dicom.shards import convert_shard, deal_studies
-    from medseg.dicom.to_dicom import nifti_to_dicom
-    from medseg.dicom.to_nifti import convert_studies, list_studies
-    from medseg.dicom.volume import Volume
-
-_HOME = {
-    "Volume": "volume",
-    "collect_dataset": "dataset",
-    "convert_shard": "shards",
-    "convert_studies": "to_nifti",
-    "deal_studies": "shards",
-    "list_studies": "to_nifti",
-    "nifti_to_dicom": "to_dicom",
-    "read_image": "images",
-    "read_nifti": "nifti",
-    "write_nifti": "nifti",
-    "write_segmentation": "segmentation",
-}
-
-__all__ = [
-    "Volume",
-    "collect_dataset",
-    "convert_shard",
-    "convert_studies",
-    "deal_studies",
-    "list_studies",
-    "nifti_to_dicom",
-    "read_image",
-    "read_nifti",
-    "write_nifti",
-    "write_segmentation",
-]
-
-
-def __getattr__(name: str) -> Any:  # PEP 562: pydicom and highdicom load with their first use
-    if name in _HOME:
-        return getattr(import_module(f"medseg.dicom.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

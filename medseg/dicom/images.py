@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medseg.dicom.nifti import read_nifti
 from medseg.dicom.series import volume_from_instances
 from medseg.dicom.sources import IMAGE_MODALITIES, FolderSource, describe
-from medseg.dicom.volume import Volume
+from medseg.imaging.nifti import read_nifti
+from medseg.imaging.volume import Volume
 from medseg.project import UserError
 
 

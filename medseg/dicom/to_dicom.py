@@ -24,11 +24,11 @@ from pydicom.valuerep import DSfloat, format_number_as_ds
 from medseg import __version__
 from medseg.config.task import LABEL_KEY, TaskConfig
 from medseg.dicom.cases import pseudonym, safe_name
-from medseg.dicom.nifti import read_label_map, read_nifti
-from medseg.dicom.segmentation import LONGEST_NAME, MANUFACTURER, build_segmentation
+from medseg.dicom.seg import LONGEST_NAME, MANUFACTURER, build_segmentation
 from medseg.dicom.targets import open_target
 from medseg.dicom.to_nifti import DEFAULT_SUFFIXES
-from medseg.dicom.volume import LPS_TO_RAS, Volume, check_rectangular, check_same_grid
+from medseg.imaging.nifti import read_label_map, read_nifti
+from medseg.imaging.volume import LPS_TO_RAS, Volume, check_rectangular, check_same_grid
 from medseg.project import DataRoot, Failures, UserError, fingerprint, progress, result
 
 _SOP_CLASSES = {"CT": CTImageStorage, "MR": MRImageStorage}

@@ -15,11 +15,11 @@ from pydicom import Dataset
 
 from medseg.config.task import LABEL_KEY, TaskConfig
 from medseg.dicom.cases import case_names
-from medseg.dicom.nifti import as_labels, write_nifti
-from medseg.dicom.segmentation import Segment, paint_segments, read_segments
+from medseg.dicom.seg import Segment, paint_segments, read_segments
 from medseg.dicom.series import volume_from_instances
 from medseg.dicom.sources import IMAGE_MODALITIES, Series, Source, describe, open_source
-from medseg.dicom.volume import Volume, check_same_grid
+from medseg.imaging.nifti import as_labels, write_nifti
+from medseg.imaging.volume import Volume, check_same_grid
 from medseg.project import DataRoot, Failures, Manifest, UserError, fingerprint, progress
 from medseg.project.files import PARTIAL
 

@@ -12,18 +12,6 @@
 the summary adds to nnU-Net's schema.
 """
 
-from medseg.evaluation.held_back import test_model
-from medseg.evaluation.promotion import decide_retraining, describe_promotion, promote
-from medseg.evaluation.report import write_report
-from medseg.evaluation.summary import evaluate, evaluate_folder, kfp_metrics
+import lazy_loader
 
-__all__ = [
-    "decide_retraining",
-    "describe_promotion",
-    "evaluate",
-    "evaluate_folder",
-    "kfp_metrics",
-    "promote",
-    "test_model",
-    "write_report",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -65,7 +65,7 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
         CasesFailedError: More cases failed than ``max_failed_cases``; the others are kept.
     """
     from medseg.bundle import segment
-    from medseg.nnunet.dataset import place, remove_others
+    from medseg.nnunet.raw import place, remove_others
 
     sources = {case: case_files(config, case) for case in config.test_cases}
     images = folder / "images"

@@ -50,7 +50,7 @@ def overlay_figure(
         case: Identifier, for the alternative text.
         caption: What stands below the figure.
     """
-    from medseg.dicom import read_nifti
+    from medseg.imaging import read_nifti
 
     volumes = [read_nifti(path) for path in (image, reference, prediction)]
     grey, truth, found = (_to_lps(volume.array, volume.affine) for volume in volumes)

@@ -53,7 +53,7 @@ def decide_retraining(config: TaskConfig, min_new_cases: int = 1) -> dict[str, A
     Raises:
         UserError: ``min_new_cases`` is negative, or ``data_dir`` cannot be read.
     """
-    from medseg.nnunet.dataset import case_hashes
+    from medseg.nnunet.raw import case_hashes
 
     if min_new_cases < 0:
         raise UserError(f"min_new_cases is {min_new_cases}: give 0 or more.")

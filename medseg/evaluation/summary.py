@@ -249,8 +249,8 @@ def _measure(
 ) -> tuple[dict[str, dict[str, Any]], Failures]:
     from dataclasses import replace
 
-    from medseg.dicom.nifti import read_label_map
-    from medseg.dicom.volume import check_same_grid
+    from medseg.imaging.nifti import read_label_map
+    from medseg.imaging.volume import check_same_grid
 
     failures = Failures(stage)
     measured = {}

@@ -23,7 +23,7 @@ from typing import Any
 
 from medseg import __version__
 from medseg.kubeflow.compiled import CompiledPipeline
-from medseg.kubeflow.kubernetes import NAMESPACE_FILE, claim_exists
+from medseg.kubeflow.namespace import NAMESPACE_FILE, claim_exists
 from medseg.kubeflow.schedules import check_schedule
 from medseg.project import UserError
 

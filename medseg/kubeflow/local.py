@@ -141,7 +141,7 @@ def _subprocess() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _docker(root: DataRoot, name: str, scratch: Path) -> Iterator[Any]:
-    from medseg.kubeflow.containers import docker_runner
+    from medseg.kubeflow.local_docker import docker_runner
 
     with docker_runner(root, name, scratch) as runner:
         yield runner
@@ -184,7 +184,7 @@ def _for_here(pipeline: CompiledPipeline, arguments: dict[str, Any], *, images: 
     """
     spec, *platform = read_yaml(pipeline.path)
     if images:
-        from medseg.kubeflow.containers import resolve_images
+        from medseg.kubeflow.local_docker import resolve_images
 
         resolve_images(spec, arguments)
     else:

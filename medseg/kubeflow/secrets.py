@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from medseg.kubeflow.kubernetes import core_api
+from medseg.kubeflow.namespace import core_api
 from medseg.project import UserError
 
 REGISTRY_KEYS = ("server", "username", "password")

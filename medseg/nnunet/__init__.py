@@ -11,20 +11,6 @@ The order of a task's stages; each takes the task's config and may be run again 
 checkpoints without unpickling code; :func:`trained_settings` says how a fold was trained.
 """
 
-from medseg.nnunet.checkpoints import load_checkpoint
-from medseg.nnunet.dataset import prepare_dataset
-from medseg.nnunet.paths import environment
-from medseg.nnunet.preprocessing import plan_and_preprocess
-from medseg.nnunet.settings import trained_settings
-from medseg.nnunet.training import train
-from medseg.nnunet.validation import predict_validation
+import lazy_loader
 
-__all__ = [
-    "environment",
-    "load_checkpoint",
-    "plan_and_preprocess",
-    "predict_validation",
-    "prepare_dataset",
-    "train",
-    "trained_settings",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.config import TaskConfig
-from medseg.nnunet.dataset import ENDING, place, prepared, remove_others
 from medseg.nnunet.paths import environment, processes
+from medseg.nnunet.raw import ENDING, place, prepared, remove_others
 from medseg.nnunet.workers import for_each_case
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress, write_json
 from medseg.project.files import PARTIAL, disk_errors

@@ -15,9 +15,9 @@ from typing import Any
 
 from medseg.config import TaskConfig
 from medseg.nnunet.checkpoints import load_checkpoint, safe_types
-from medseg.nnunet.dataset import prepared_hashes
 from medseg.nnunet.paths import available_cpus, environment
 from medseg.nnunet.preprocessing import preprocessed
+from medseg.nnunet.raw import prepared_hashes
 from medseg.nnunet.settings import record_path
 from medseg.nnunet.workers import die_with_parent
 from medseg.project import Manifest, UserError, fingerprint, lock, progress, write_json
@@ -205,7 +205,7 @@ def trained_cases(config: TaskConfig, fold: int | str | None = None) -> dict[str
         fold: The fold; None means the config's.
 
     Returns:
-        Case to the hash that :func:`~medseg.nnunet.dataset.case_hashes` gives for the same files.
+        Case to the hash that :func:`~medseg.nnunet.raw.case_hashes` gives for the same files.
     """
     found = prepared_hashes(config)
     refused = Manifest(config.raw_folder, "prepare_dataset").read().get("result", {})

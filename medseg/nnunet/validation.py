@@ -9,9 +9,9 @@ from typing import Any
 
 from medseg.config import TaskConfig
 from medseg.nnunet.checkpoints import load_checkpoint
-from medseg.nnunet.dataset import ENDING, check_written, remove_others
 from medseg.nnunet.paths import environment, processes
 from medseg.nnunet.preprocessing import preprocessed, quiet
+from medseg.nnunet.raw import ENDING, check_written, remove_others
 from medseg.nnunet.training import _split_of, _threads, require_final
 from medseg.project import Failures, Manifest, atomic_file, fingerprint, progress
 

@@ -7,35 +7,6 @@
 * :func:`lock` and :func:`stage` frame a stage: one writer at a time, one sentence for an error.
 """
 
-from medseg.project.errors import CasesFailedError, UserError
-from medseg.project.files import (
-    atomic_file,
-    atomic_folder,
-    scratch_folder,
-    write_json,
-    write_text,
-)
-from medseg.project.locks import lock
-from medseg.project.manifest import Manifest, file_hash, fingerprint
-from medseg.project.roots import MOUNT_PATH, DataRoot
-from medseg.project.stages import Failures, progress, result, stage
+import lazy_loader
 
-__all__ = [
-    "MOUNT_PATH",
-    "CasesFailedError",
-    "DataRoot",
-    "Failures",
-    "Manifest",
-    "UserError",
-    "atomic_file",
-    "atomic_folder",
-    "file_hash",
-    "fingerprint",
-    "lock",
-    "progress",
-    "result",
-    "scratch_folder",
-    "stage",
-    "write_json",
-    "write_text",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,7 +6,6 @@ sqlite:///<root>/mlflow.db`` shows it. A server that is away never stops a stage
 are sent later.
 """
 
-from medseg.tracking.runs import Tracker, is_behind, open_run
-from medseg.tracking.store import masked
+import lazy_loader
 
-__all__ = ["Tracker", "is_behind", "masked", "open_run"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

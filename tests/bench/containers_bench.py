@@ -21,10 +21,10 @@ import docker
 import yaml
 
 from medseg import __version__
-from medseg.bundle.segmentation import segment_names
+from medseg.bundle.inference import segment_names
 from medseg.bundle.torchscript import load_packaged
 from medseg.deploy import write_context
-from medseg.deploy.containers import hardened
+from medseg.deploy.engine import hardened
 from tests.bench import project
 from tests.containers.conftest import PROJECT, SEGMENT, build_images
 from tests.containers.engine import Registry, base_image, docker_engine

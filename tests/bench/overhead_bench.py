@@ -17,7 +17,7 @@ from pathlib import Path
 TASKS = (
     "from medseg.dicom import deal_studies; deal_studies(root, studies, 'NIFTI')",
     "from medseg.dicom import convert_shard; convert_shard(root, studies, 0, 'NIFTI')",
-    "from medseg.dicom import collect_dataset; collect_dataset(root, 'NIFTI')",
+    "from medseg.dataset import collect_dataset; collect_dataset(root, 'NIFTI')",
 )
 START = (
     "from medseg.project import DataRoot; root = DataRoot.from_environment();"

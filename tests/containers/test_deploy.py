@@ -25,8 +25,8 @@ from pydicom.uid import generate_uid
 
 from medseg.bundle import segment
 from medseg.deploy import load_segmentation_task
-from medseg.deploy.containers import hardened
 from medseg.deploy.context import LABEL
+from medseg.deploy.engine import hardened
 from medseg.dicom import read_image
 from tests.containers.conftest import (
     PROJECT,

@@ -16,8 +16,8 @@ import docker
 import pytest
 
 from medseg import __version__
-from medseg.deploy.containers import hardened
-from medseg.deploy.manifests import ENVIRONMENT, manifests
+from medseg.deploy.engine import hardened
+from medseg.deploy.package import ENVIRONMENT, manifests
 from tests.containers.conftest import PROJECT, UID, Images, build_images
 from tests.containers.engine import BASE_IMAGE
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from medseg.config import load_config
-from medseg.kubeflow.containers import LABEL
+from medseg.kubeflow.local_docker import LABEL
 from medseg.project import DataRoot
 from tests.containers.conftest import CONFIG, UID, Images, give_away, run_docker
 from tests.pipelines.harness import MEDSEG, newest_log, run_arguments

@@ -9,13 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.dicom import (
-    collect_dataset,
-    convert_studies,
-    list_studies,
-    nifti_to_dicom,
-    read_nifti,
-)
+from medseg.dataset import collect_dataset
+from medseg.dicom import convert_studies, list_studies, nifti_to_dicom
+from medseg.imaging import read_nifti
 from medseg.project import CasesFailedError, DataRoot, UserError
 from tests.services.orthanc import Orthanc, free_port, serve_orthanc
 

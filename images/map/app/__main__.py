@@ -15,7 +15,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from medseg.deploy.manifests import ENVIRONMENT, STACK, TASK_FILE
+from medseg.deploy.package import ENVIRONMENT, STACK, TASK_FILE
 
 EXPORT = Path("/var/run/holoscan/export")
 

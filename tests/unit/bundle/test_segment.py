@@ -17,11 +17,12 @@ import torch
 from click.testing import CliRunner
 
 from medseg.bundle import segment
-from medseg.bundle.segmentation import find_cases
+from medseg.bundle.inference import find_cases
 from medseg.bundle.torchscript import load_packaged
 from medseg.cli import main
 from medseg.config import TaskConfig
-from medseg.dicom import nifti_to_dicom, read_image, write_nifti
+from medseg.dicom import nifti_to_dicom, read_image
+from medseg.imaging import write_nifti
 from medseg.nnunet import environment
 from medseg.nnunet.prediction import CasePredictor
 from medseg.project import CasesFailedError, UserError

@@ -18,7 +18,7 @@ from medseg.deploy.application import (
     segment_studies,
     selection_rules,
 )
-from medseg.deploy.task import SegmentationTask
+from medseg.deploy.task_file import SegmentationTask
 from medseg.dicom.sources import FolderSource
 from medseg.project import CasesFailedError, Manifest, UserError
 from tests.volumes import contents

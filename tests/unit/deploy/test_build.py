@@ -10,7 +10,7 @@ import docker
 import pytest
 
 from medseg.deploy import build, create_docker_context, docker_build
-from medseg.deploy.containers import STOP_S, run_container
+from medseg.deploy.engine import STOP_S, run_container
 from medseg.project import DataRoot, UserError, write_json
 
 

@@ -17,16 +17,11 @@ import pydicom
 import pytest
 
 from medseg.config import TaskConfig
-from medseg.dicom import (
-    collect_dataset,
-    convert_studies,
-    list_studies,
-    read_image,
-    read_nifti,
-    write_segmentation,
-)
+from medseg.dataset import collect_dataset
+from medseg.dicom import convert_studies, list_studies, read_image, write_segmentation
 from medseg.dicom.cases import pseudonym
 from medseg.dicom.sources import open_source
+from medseg.imaging import read_nifti
 from medseg.project import CasesFailedError, DataRoot, UserError
 from tests.volumes import contents
 

@@ -14,14 +14,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from medseg.dicom import (
-    collect_dataset,
-    convert_studies,
-    list_studies,
-    nifti_to_dicom,
-    read_nifti,
-    write_nifti,
-)
+from medseg.dataset import collect_dataset
+from medseg.dicom import convert_studies, list_studies, nifti_to_dicom
+from medseg.imaging import read_nifti, write_nifti
 from medseg.project import CasesFailedError, DataRoot, UserError
 from tests.volumes import contents
 

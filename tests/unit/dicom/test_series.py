@@ -12,8 +12,9 @@ import SimpleITK
 from highdicom.legacy import LegacyConvertedEnhancedMRImage
 from pydicom.uid import ImplicitVRLittleEndian, RLELossless, generate_uid
 
-from medseg.dicom import read_image, write_nifti, write_segmentation
-from medseg.dicom.segmentation import paint_segments
+from medseg.dicom import read_image, write_segmentation
+from medseg.dicom.seg import paint_segments
+from medseg.imaging import write_nifti
 from medseg.project import UserError
 
 

@@ -5,13 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.dicom import (
-    collect_dataset,
-    convert_shard,
-    deal_studies,
-    nifti_to_dicom,
-    write_nifti,
-)
+from medseg.dataset import collect_dataset
+from medseg.dicom import convert_shard, deal_studies, nifti_to_dicom
+from medseg.imaging import write_nifti
 from medseg.project import DataRoot, UserError
 from tests.volumes import Volume, contents
 

@@ -15,8 +15,8 @@ from scipy.ndimage import binary_dilation, binary_erosion, shift
 
 from medseg.config import TaskConfig, load_config
 from medseg.demo import write_demo_config
-from medseg.dicom import read_nifti, write_nifti
 from medseg.evaluation.summary import evaluate_pairs
+from medseg.imaging import read_nifti, write_nifti
 from medseg.project import DataRoot, Manifest, write_json
 
 EPOCHS = 12

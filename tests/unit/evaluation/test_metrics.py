@@ -10,8 +10,8 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.spatial.distance import cdist
 
-from medseg.dicom import write_nifti
 from medseg.evaluation.metrics import case_metrics, foreground
+from medseg.imaging import write_nifti
 
 SHAPE = (24, 20, 16)
 ONE = {"background": 0, "a": 1}

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from medseg.config import TaskConfig
-from medseg.dicom import read_nifti, write_nifti
 from medseg.evaluation import evaluate, write_report
+from medseg.imaging import read_nifti, write_nifti
 from medseg.project import write_json
 from tests.unit.evaluation.finished import (
     finished_project,

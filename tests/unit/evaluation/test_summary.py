@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from medseg.config import TaskConfig
-from medseg.dicom import read_nifti, write_nifti
 from medseg.evaluation import evaluate, evaluate_folder, kfp_metrics
 from medseg.evaluation import test_model as run_test_model
+from medseg.imaging import read_nifti, write_nifti
 from medseg.project import CasesFailedError, UserError
 from medseg.tracking import open_run
 from medseg.tracking.store import connect

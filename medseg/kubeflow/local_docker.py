@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
 
-from medseg.deploy.containers import STOP_S, docker_client, hardened, run_container
-from medseg.deploy.manifests import COMMAND
+from medseg.deploy.engine import STOP_S, docker_client, hardened, run_container
+from medseg.deploy.package import COMMAND
 from medseg.kubeflow.platform import NEEDS, Needs
 from medseg.project import MOUNT_PATH, DataRoot, UserError
 from medseg.project.stages import EVENTS_VARIABLE

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from medseg.kubeflow import containers
+from medseg.kubeflow import local_docker
 from medseg.kubeflow.compiled import pipeline_names, read_pipeline, read_yaml
-from medseg.kubeflow.containers import resolve_images
 from medseg.kubeflow.local import run_local
+from medseg.kubeflow.local_docker import resolve_images
 from medseg.project import DataRoot, UserError
 
 
@@ -117,14 +117,14 @@ def test_a_stage_gets_its_own_secrets_and_network_alone(
 ) -> None:
     for name in ("MEDSEG_REGISTRY_AUTH", "MLFLOW_TRACKING_TOKEN", "MEDSEG_DICOMWEB_PASSWORD"):
         monkeypatch.setenv(name, "hidden")
-    found = containers._stage_options(root, "run-1", stage, {"A": "1"})
+    found = local_docker._stage_options(root, "run-1", stage, {"A": "1"})
     assert found["network_mode"] == network
     events = {"MEDSEG_EVENTS": "/mnt/Data/runs/run-1/events.jsonl"}
     assert found["environment"] == {"A": "1", **events, **dict.fromkeys(secrets, "hidden")}
 
 
 def test_a_sites_mount_path(root: DataRoot) -> None:
-    found = containers._stage_options(root, "run-1", "train", {"MEDSEG_DATA_ROOT": "/data"})
+    found = local_docker._stage_options(root, "run-1", "train", {"MEDSEG_DATA_ROOT": "/data"})
     (mount,) = found["mounts"]
     assert (mount["Source"], mount["Target"]) == (str(root.path), "/data")
     assert found["environment"]["MEDSEG_EVENTS"] == "/data/runs/run-1/events.jsonl"
@@ -140,7 +140,7 @@ def test_the_stages_are_told_first(number: signal.Signals) -> None:
 
     before = signal.signal(number, end)
     try:
-        with pytest.raises(SystemExit), containers._before_the_end(lambda: order.append("tell")):
+        with pytest.raises(SystemExit), local_docker._before_the_end(lambda: order.append("tell")):
             signal.raise_signal(number)
         assert order == ["tell", "end"]
         assert signal.getsignal(number) is end
@@ -153,5 +153,5 @@ def test_every_stage_is_known_by_its_command(name: str) -> None:
     spec = next(iter(read_yaml(read_pipeline(name).path)))
     for label, executor in spec["deploymentSpec"]["executors"].items():
         container = executor["container"]
-        found = containers.stage_name([*container["command"], *container["args"]])
+        found = local_docker.stage_name([*container["command"], *container["args"]])
         assert label.removeprefix("exec-").rstrip("-0123456789") == found.replace("_", "-")

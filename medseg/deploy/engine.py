@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.deploy.context import read_context
-from medseg.deploy.manifests import ENVIRONMENT, STACK
+from medseg.deploy.package import ENVIRONMENT, STACK
 from medseg.deploy.registry import ImageName
 from medseg.project import UserError
 

@@ -12,7 +12,7 @@ from isal import igzip_threaded
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
-from medseg.dicom.volume import Volume
+from medseg.imaging.volume import Volume
 from medseg.project import UserError, atomic_file
 
 LEVEL = 2

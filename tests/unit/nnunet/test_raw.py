@@ -13,7 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from medseg.config import TaskConfig
 from medseg.nnunet import prepare_dataset
-from medseg.nnunet.dataset import check_written
+from medseg.nnunet.raw import check_written
 from medseg.project import CasesFailedError, UserError
 from tests.volumes import Volume, contents
 

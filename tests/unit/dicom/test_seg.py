@@ -11,8 +11,9 @@ import pydicom
 import pytest
 from highdicom.seg import Segmentation
 
-from medseg.dicom import Volume, read_image, write_segmentation
-from medseg.dicom.segmentation import paint_segments, read_segments
+from medseg.dicom import read_image, write_segmentation
+from medseg.dicom.seg import paint_segments, read_segments
+from medseg.imaging import Volume
 from medseg.project import UserError
 
 

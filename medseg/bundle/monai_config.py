@@ -1,0 +1,165 @@
+"""The inference configuration: the bundle's ``inference.yaml``, ``inference.json`` in ``model.ts``.
+
+Both are in MONAI's config syntax and need MONAI and nnU-Net alone, nothing of this project. Around
+``get_nnunet_monai_predictor`` they mend what it leaves open:
+
+* it predicts on the first GPU without mirroring; here the device is the one at hand, and
+  test-time augmentation is on as in nnU-Net;
+* MONAI's readers give volumes as [x, y, z], nnU-Net trains on [z, y, x]; the transposition in the
+  plans is adapted, so that the network sees what it was trained on;
+* it takes the spacing from a batched ``pixdim`` or from the affine's diagonal; here it is the
+  length of the affine's columns, also of oblique volumes and of tensors without a batch's metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+INFERENCE_YAML = """\
+# Segments every image of a folder. In the bundle's folder:
+#   python -m monai.bundle run --config_file configs/inference.yaml \\
+#     --dataset_dir IMAGES --output_dir SEGMENTATIONS
+imports:
+- $import glob
+- $import os
+- $import torch
+- $import monai
+- $from monai.apps.nnunet.nnunet_bundle import get_nnunet_monai_predictor
+
+bundle_root: "."
+fold: "{fold}"
+model_folder: "$os.path.join(@bundle_root, 'models', 'fold_' + str(@fold))"
+model_name: model.pt
+dataset_dir: "$os.path.join(@bundle_root, 'images')"
+output_dir: "$os.path.join(@bundle_root, 'eval')"
+test_time_augmentation: true
+device: "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
+
+# One item a case: CASE.nii.gz, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... for several channels.
+channels: {channels}
+datalist: "$[{{'image': [path.replace('_0000.nii', '_%04d.nii' % i) for i in range(@channels)]}}
+  for path in sorted(glob.glob(os.path.join(@dataset_dir, '*.nii*')))
+  if @channels == 1 or '_0000.nii' in path]"
+
+preprocessing:
+  _target_: Compose
+  transforms:
+  - _target_: LoadImaged
+    keys: image
+    ensure_channel_first: true
+    image_only: true
+
+dataset:
+  _target_: Dataset
+  data: "@datalist"
+  transform: "@preprocessing"
+
+dataloader:
+  _target_: DataLoader
+  dataset: "@dataset"
+  batch_size: 1
+
+# nnU-Net's predictor; its settings; the network as MONAI calls it.
+nnunet: "$get_nnunet_monai_predictor(@model_folder, @model_name)"
+predictor_settings:
+  device: "@device"
+  perform_everything_on_device: "$@device.type == 'cuda'"
+  use_mirroring: "@test_time_augmentation"
+# From [x, y, z] to the order of training, and back.
+transpose_forward: "$[2 - axis for axis in @nnunet.predictor.plans_manager.transpose_forward]"
+transposition:
+  transpose_forward: "@transpose_forward"
+  transpose_backward: "$[@transpose_forward.index(axis) for axis in range(3)]"
+# The voxel size in mm, from the affine.
+set_spacing: "$lambda network, inputs: inputs[0].meta.update(pixdim=torch.cat([torch.ones(1),
+  inputs[0].affine.reshape(-1, 4, 4)[0][:3, :3].float().norm(dim=0)])[None])"
+network_def: "$(vars(@nnunet.predictor).update(@predictor_settings),
+  @nnunet.predictor.plans_manager.plans.update(@transposition),
+  @nnunet.register_forward_pre_hook(@set_spacing), @nnunet)[-1]"
+
+inferer:
+  _target_: SimpleInferer
+
+postprocessing:
+  _target_: Compose
+  transforms:
+  - _target_: SaveImaged
+    keys: pred
+    output_dir: "@output_dir"
+    output_postfix: seg
+    output_dtype: null
+    separate_folder: false
+    resample: false
+
+run:
+- "$all(@postprocessing(item) for batch in @dataloader for item in monai.data.decollate_batch(
+  {{'image': batch['image'], 'pred': @inferer(batch['image'], @network_def)}}))"
+"""
+
+# Without a bundle around it: the files that get_nnunet_monai_predictor reads are written to a
+# temporary folder, and the reader puts the loaded TorchScript in place of predictor.network, so
+# the predictor must run the network as it is and not load weights into it.
+SELF_CONTAINED: dict[str, Any] = {
+    "temporary": "$tempfile.TemporaryDirectory()",
+    "model_folder": (
+        "$(pathlib.Path(@temporary.name, 'plans.json').write_text(json.dumps(@plans)), "
+        "pathlib.Path(@temporary.name, 'dataset.json').write_text(json.dumps(@dataset_json)), "
+        "torch.save({'trainer_name': @nnunet_config_ckpt::trainer_name, "
+        "'init_args': {'configuration': @nnunet_config_ckpt::configuration}, "
+        "'inference_allowed_mirroring_axes': "
+        "@nnunet_config_ckpt::inference_allowed_mirroring_axes}, "
+        "os.path.join(@temporary.name, 'nnunet_checkpoint.pth')), "
+        "os.path.join(@temporary.name, 'fold'))[-1]"
+    ),
+}
+
+
+def inference_yaml(channels: int, fold: int | str) -> str:
+    """The text of ``configs/inference.yaml``.
+
+    Args:
+        channels: Number of input channels.
+        fold: The fold whose ``model.pt`` runs by default.
+    """
+    return INFERENCE_YAML.format(channels=channels, fold=fold)
+
+
+def inference_json(
+    plans: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    *,
+    channels: int,
+    fold: int | str,
+) -> dict[str, Any]:
+    """The content of ``inference.json`` inside ``model.ts``: complete without the bundle.
+
+    Args:
+        plans: nnU-Net's plans.
+        dataset: nnU-Net's ``dataset.json``.
+        checkpoint: Content of the bundle's ``nnunet_checkpoint.pth``.
+        channels: Number of input channels.
+        fold: The packaged fold.
+
+    Returns:
+        MONAI config; ``plans``, ``dataset_json`` and ``nnunet_config_ckpt`` are plain data, under
+        the names that MAIA's bundles use.
+    """
+    config: dict[str, Any] = yaml.safe_load(inference_yaml(channels, fold))
+    config["imports"] += [f"$import {name}" for name in ("json", "pathlib", "tempfile")]
+    config |= SELF_CONTAINED
+    config["predictor_settings"]["predict_logits_from_preprocessed_data"] = (
+        "$@nnunet.predictor.predict_sliding_window_return_logits"
+    )
+    axes = checkpoint["inference_allowed_mirroring_axes"]
+    config["plans"] = dict(plans)
+    config["dataset_json"] = dict(dataset)
+    config["nnunet_config_ckpt"] = {
+        "trainer_name": checkpoint["trainer_name"],
+        "configuration": checkpoint["init_args"]["configuration"],
+        "inference_allowed_mirroring_axes": None if axes is None else list(axes),
+    }
+    return config

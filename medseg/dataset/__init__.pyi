@@ -1,0 +1,1 @@
+from .quality import collect_dataset as collect_dataset

@@ -1,0 +1,17 @@
+from .errors import CasesFailedError as CasesFailedError
+from .errors import UserError as UserError
+from .files import atomic_file as atomic_file
+from .files import atomic_folder as atomic_folder
+from .files import scratch_folder as scratch_folder
+from .files import write_json as write_json
+from .files import write_text as write_text
+from .locks import lock as lock
+from .manifest import Manifest as Manifest
+from .manifest import file_hash as file_hash
+from .manifest import fingerprint as fingerprint
+from .roots import MOUNT_PATH as MOUNT_PATH
+from .roots import DataRoot as DataRoot
+from .stages import Failures as Failures
+from .stages import progress as progress
+from .stages import result as result
+from .stages import stage as stage

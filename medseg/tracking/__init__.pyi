@@ -1,0 +1,4 @@
+from .runs import Tracker as Tracker
+from .runs import is_behind as is_behind
+from .runs import open_run as open_run
+from .store import masked as masked
