@@ -1,3 +1,4 @@
+from . import variables as variables
 from .errors import CasesFailedError as CasesFailedError
 from .errors import UserError as UserError
 from .files import atomic_file as atomic_file
@@ -15,3 +16,4 @@ from .stages import Failures as Failures
 from .stages import progress as progress
 from .stages import result as result
 from .stages import stage as stage
+from .variables import secret as secret

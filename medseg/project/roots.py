@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from medseg.project.errors import UserError
+from medseg.project.variables import DATA_ROOT
 
-MOUNT_PATH = PurePosixPath("/mnt/Data")
+MOUNT_PATH = PurePosixPath(DATA_ROOT.default)
 """Where the volume is mounted in the cluster; in a parameter it always means the data root."""
 
 
@@ -29,7 +29,7 @@ class DataRoot:
         Raises:
             UserError: The folder does not exist.
         """
-        return cls.at(os.environ.get("MEDSEG_DATA_ROOT") or str(MOUNT_PATH))
+        return cls.at(DATA_ROOT.value)
 
     @classmethod
     def at(cls, folder: str | Path) -> DataRoot:
@@ -42,7 +42,7 @@ class DataRoot:
         if not path.is_dir():
             raise UserError(
                 f"the data root {path} is not a folder: create it, or name another one with "
-                "--data-root or the environment variable MEDSEG_DATA_ROOT."
+                f"--data-root or the environment variable {DATA_ROOT.name}."
             )
         return cls(path.resolve())
 

@@ -1,0 +1,171 @@
+"""The one table of what reaches a process from outside: environment variables and Secrets.
+
+Nothing else reads a Secret's variable: stages ask :func:`secret`, so that how a value arrives can
+change here alone. Today all arrive as environment variables, on a cluster out of a Kubernetes
+Secret, elsewhere from the person's own environment.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable that the project reads.
+
+    Attributes:
+        name: What it is called.
+        purpose: What it is for.
+        default: What it means where it is not set, or empty.
+    """
+
+    name: str
+    purpose: str
+    default: str = ""
+
+    @property
+    def value(self) -> str:
+        """Its value in this process; the default where it is unset or empty."""
+        return os.environ.get(self.name) or self.default
+
+
+DATA_ROOT = Variable("MEDSEG_DATA_ROOT", "folder that holds the project's data", "/mnt/Data")
+EVENTS = Variable("MEDSEG_EVENTS", "file that stages append their progress to, a JSON a line")
+RUN_PID = Variable("MEDSEG_RUN_PID", "process of medseg run: when it is gone, its stages end too")
+RUN_ID = Variable("MEDSEG_RUN_ID", "a cluster run's identifier: names the folder of its events")
+NAMESPACE = Variable("MEDSEG_NAMESPACE", "your namespace on the cluster")
+SETTINGS_FILE = Variable("MEDSEG_PLATFORM_FILE", "YAML file of the site's settings")
+INPUT_FORMAT = Variable("MEDSEG_INPUT_FORMAT", "what an inference image reads: dicom or nifti")
+# named by KFP and MLflow
+HOST = Variable("KF_PIPELINES_ENDPOINT", "URL of Kubeflow Pipelines' API")
+UI_HOST = Variable("KF_PIPELINES_UI_ENDPOINT", "URL of Kubeflow's pages, where the API has another")
+TOKEN_FILE = Variable("KF_PIPELINES_SA_TOKEN_PATH", "file with the token for Kubeflow Pipelines")
+TRACKING_URI = Variable("MLFLOW_TRACKING_URI", "the MLflow store, where the config names none")
+
+
+@dataclass(frozen=True)
+class SecretKey:
+    """One value of a kind of Secret.
+
+    Attributes:
+        name: Its key in the Kubernetes Secret.
+        variable: The environment variable that it arrives as. ``MLFLOW_…`` and ``AWS_…`` are read
+            by MLflow and its S3 client themselves.
+        hidden: Whether it is not shown while it is typed.
+    """
+
+    name: str
+    variable: str
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class SecretKind:
+    """A kind of Secret: one row of :data:`SECRETS`.
+
+    Attributes:
+        kind: Its name in ``medseg secrets``, in a stage's needs, and before ``_secret`` in the name
+            of the pipelines' parameter.
+        default_name: The Kubernetes Secret that is read where a site names no other.
+        purpose: What it gives access to, for descriptions.
+        keys: Its values. All are optional.
+        site_names: Names that a site is known to keep it under.
+        type: Its type in Kubernetes.
+    """
+
+    kind: str
+    default_name: str
+    purpose: str
+    keys: tuple[SecretKey, ...]
+    site_names: tuple[str, ...] = ()
+    type: str = "Opaque"
+
+    @property
+    def parameter(self) -> str:
+        """The pipelines' parameter, and the site's setting, that names the Kubernetes Secret."""
+        return f"{self.kind}_secret"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Its keys and the environment variables that they arrive as."""
+        return {key.name: key.variable for key in self.keys}
+
+
+DOCKER_CONFIG = "kubernetes.io/dockerconfigjson"
+"""Kubernetes' type of a Secret that holds Docker's ``config.json``."""
+
+SECRETS: dict[str, SecretKind] = {
+    row.kind: row
+    for row in (
+        SecretKind(
+            "dicomweb",
+            "medseg-dicomweb",
+            "access to the PACS: username and password, or a token",
+            (
+                SecretKey("username", "MEDSEG_DICOMWEB_USERNAME"),
+                SecretKey("password", "MEDSEG_DICOMWEB_PASSWORD", hidden=True),
+                SecretKey("token", "MEDSEG_DICOMWEB_TOKEN", hidden=True),
+            ),
+        ),
+        SecretKind(
+            "mlflow",
+            "medseg-mlflow",
+            "access to the MLflow server: username and password, or a token",
+            (
+                SecretKey("username", "MLFLOW_TRACKING_USERNAME"),
+                SecretKey("password", "MLFLOW_TRACKING_PASSWORD", hidden=True),
+                SecretKey("token", "MLFLOW_TRACKING_TOKEN", hidden=True),
+            ),
+        ),
+        SecretKind(
+            "mlflow_artifacts",
+            "medseg-mlflow-artifacts",
+            "access to the S3 storage of MLflow's artifacts",
+            (
+                SecretKey("access_key", "AWS_ACCESS_KEY_ID"),
+                SecretKey("secret_key", "AWS_SECRET_ACCESS_KEY", hidden=True),
+                SecretKey("endpoint", "MLFLOW_S3_ENDPOINT_URL"),
+            ),
+        ),
+        SecretKind(
+            "notify",
+            "medseg-notify",
+            "the webhook that hears of failed runs",
+            (SecretKey("url", "MEDSEG_WEBHOOK_URL", hidden=True),),  # it mostly holds a token
+        ),
+        SecretKind(
+            "registry",
+            "medseg-registry",
+            "the right to push images, as Docker's own configuration",
+            (SecretKey(".dockerconfigjson", "MEDSEG_REGISTRY_AUTH", hidden=True),),
+            site_names=("maiacloud-dockerhub",),  # MAIA's
+            type=DOCKER_CONFIG,
+        ),
+    )
+}
+"""Every kind of Secret that a stage may read, by its kind."""
+
+
+def secret(kind: str, key: str) -> str:
+    """A value of a Secret, as this process got it.
+
+    Args:
+        kind: The kind of Secret, such as ``dicomweb``.
+        key: The key in it, such as ``token``.
+
+    Returns:
+        The value; empty where it was not given, since every Secret is optional.
+    """
+    return os.environ.get(secret_variable(kind, key), "")
+
+
+def secret_variable(kind: str, key: str) -> str:
+    """The environment variable that gives a Secret's value outside a cluster, for messages.
+
+    Args:
+        kind: The kind of Secret.
+        key: The key in it.
+    """
+    return SECRETS[kind].variables[key]
