@@ -1,27 +1,24 @@
 import subprocess
 import sys
-import time
 
-from tests.pipelines.harness import MEDSEG, medseg
+from tests.pipelines.harness import medseg
 
 
-def test_help_is_quick_and_lists_the_commands() -> None:
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run([MEDSEG, "--help"], check=True, capture_output=True)
-        return time.perf_counter() - started
-
-    assert min(seconds() for _ in range(5)) < 0.5
+def test_help_lists_the_commands() -> None:
     for command in ("pipelines", "run", "segment", "demo", "compile"):
         assert command in medseg("--help").stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_click_and_nothing_else() -> None:
+    """What makes it quick; the seconds stand in ``./build.sh bench overhead``."""
     code = (
-        "import sys, medseg.cli; print([m for m in ('torch', 'kfp', 'mlflow') if m in sys.modules])"
+        "import sys; before = set(sys.modules); import medseg.cli\n"
+        "with __import__('contextlib').suppress(SystemExit): medseg.cli.main(['--help'])\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(new - sys.stdlib_module_names - {'medseg'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == "click lazy_loader"
 
 
 def test_pipelines_table() -> None:
