@@ -8,23 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from medseg.bundle.templates import render
 from medseg.config import TaskConfig
 from medseg.nnunet.prediction import settings_of
 from medseg.project import Manifest, UserError
 
-SCHEMA = (
-    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
-    "meta_schema_20240725.json"
-)
-"""The schema that MONAI's model zoo validates against (``verify_metadata`` fetches it)."""
-
-REFERENCES = [
-    "Isensee F, Jaeger PF, Kohl SAA, Petersen J, Maier-Hein KH. nnU-Net: a self-configuring method "
-    "for deep learning-based biomedical image segmentation. Nature Methods 18, 203-211 (2021). "
-    "https://doi.org/10.1038/s41592-020-01008-z",
-    "Cardoso MJ, et al. MONAI: An open-source framework for deep learning in healthcare. "
-    "https://doi.org/10.48550/arXiv.2211.02701",
-]
+PACKAGES = ("monai", "torch", "numpy", "nnunetv2", "nibabel", "SimpleITK")
+"""Packages whose versions the metadata states."""
 
 
 def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
@@ -60,62 +50,22 @@ def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[st
         min(item["percentile_00_5"] for item in ranges),
         max(item["percentile_99_5"] for item in ranges),
     ]
-    metadata: dict[str, Any] = {
-        "schema": SCHEMA,
-        "version": "0.1.0",
-        "changelog": {"0.1.0": "first version"},
-        "monai_version": _version("monai"),
-        "pytorch_version": _version("torch"),
-        "numpy_version": _version("numpy"),
-        "required_packages_version": {
-            name: _version(name) for name in ("nnunetv2", "nibabel", "SimpleITK")
-        },
-        "supported_apps": {},
-        "name": config.experiment_name,
-        "task": f"Segmentation of {names} in {modality} images",
-        "description": (
-            f"nnU-Net ({config.configuration}, trained with {config.trainer_class_name}) that "
-            f"segments {names} in three-dimensional {modality} images."
-        ),
-        "authors": "not stated",
-        "copyright": "the authors",
-        "data_source": f"{dataset['numTraining']} cases of {config.dataset_name}",
-        "data_type": "nifti",
-        "image_classes": ", ".join(f"channel {i}: {name}" for i, name in enumerate(channels)),
-        "label_classes": ", ".join(f"{value}: {name}" for value, name in labels.items()),
-        "pred_classes": ", ".join(f"{value}: {name}" for value, name in labels.items()),
-        "eval_metrics": validation_dice(config, fold, labels),
-        "provenance": provenance(config, fold),
-        "intended_use": "Research. Not a medical device, not for diagnostic use.",
-        "references": REFERENCES,
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "hounsfield" if is_ct else "magnitude",
-                    "modality": modality,
-                    "num_channels": len(channels),
-                    "spatial_shape": patch,
-                    "dtype": "float32",
-                    "value_range": hounsfield if is_ct else [],
-                    "is_patch_data": True,
-                    "channel_def": {str(i): name for i, name in enumerate(channels)},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "segmentation",
-                    "num_channels": 1,
-                    "spatial_shape": patch,
-                    "dtype": "float32",
-                    "value_range": [0, max(map(int, labels))],
-                    "is_patch_data": True,
-                    "channel_def": labels,
-                }
-            },
-        },
-    }
+    metadata: dict[str, Any] = json.loads(
+        render(
+            "metadata.json.j2",
+            config=config,
+            versions={name: _version(name) for name in PACKAGES},
+            structures=names,
+            modality=modality,
+            cases=dataset["numTraining"],
+            channels={str(index): name for index, name in enumerate(channels)},
+            labels=labels,
+            patch=patch,
+            value_range=hounsfield if is_ct else [],
+            eval_metrics=validation_dice(config, fold, labels),
+            provenance=provenance(config, fold),
+        )
+    )
     if config.bundle_config.metadata_file:
         metadata = merge(metadata, _read_users_file(config))
         _check(metadata, config)

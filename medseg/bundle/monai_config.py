@@ -18,86 +18,7 @@ from typing import Any
 
 import yaml
 
-INFERENCE_YAML = """\
-# Segments every image of a folder. In the bundle's folder:
-#   python -m monai.bundle run --config_file configs/inference.yaml \\
-#     --dataset_dir IMAGES --output_dir SEGMENTATIONS
-imports:
-- $import glob
-- $import os
-- $import torch
-- $import monai
-- $from monai.apps.nnunet.nnunet_bundle import get_nnunet_monai_predictor
-
-bundle_root: "."
-fold: "{fold}"
-model_folder: "$os.path.join(@bundle_root, 'models', 'fold_' + str(@fold))"
-model_name: model.pt
-dataset_dir: "$os.path.join(@bundle_root, 'images')"
-output_dir: "$os.path.join(@bundle_root, 'eval')"
-test_time_augmentation: true
-device: "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
-
-# One item a case: CASE.nii.gz, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... for several channels.
-channels: {channels}
-datalist: "$[{{'image': [path.replace('_0000.nii', '_%04d.nii' % i) for i in range(@channels)]}}
-  for path in sorted(glob.glob(os.path.join(@dataset_dir, '*.nii*')))
-  if @channels == 1 or '_0000.nii' in path]"
-
-preprocessing:
-  _target_: Compose
-  transforms:
-  - _target_: LoadImaged
-    keys: image
-    ensure_channel_first: true
-    image_only: true
-
-dataset:
-  _target_: Dataset
-  data: "@datalist"
-  transform: "@preprocessing"
-
-dataloader:
-  _target_: DataLoader
-  dataset: "@dataset"
-  batch_size: 1
-
-# nnU-Net's predictor; its settings; the network as MONAI calls it.
-nnunet: "$get_nnunet_monai_predictor(@model_folder, @model_name)"
-predictor_settings:
-  device: "@device"
-  perform_everything_on_device: "$@device.type == 'cuda'"
-  use_mirroring: "@test_time_augmentation"
-# From [x, y, z] to the order of training, and back.
-transpose_forward: "$[2 - axis for axis in @nnunet.predictor.plans_manager.transpose_forward]"
-transposition:
-  transpose_forward: "@transpose_forward"
-  transpose_backward: "$[@transpose_forward.index(axis) for axis in range(3)]"
-# The voxel size in mm, from the affine.
-set_spacing: "$lambda network, inputs: inputs[0].meta.update(pixdim=torch.cat([torch.ones(1),
-  inputs[0].affine.reshape(-1, 4, 4)[0][:3, :3].float().norm(dim=0)])[None])"
-network_def: "$(vars(@nnunet.predictor).update(@predictor_settings),
-  @nnunet.predictor.plans_manager.plans.update(@transposition),
-  @nnunet.register_forward_pre_hook(@set_spacing), @nnunet)[-1]"
-
-inferer:
-  _target_: SimpleInferer
-
-postprocessing:
-  _target_: Compose
-  transforms:
-  - _target_: SaveImaged
-    keys: pred
-    output_dir: "@output_dir"
-    output_postfix: seg
-    output_dtype: null
-    separate_folder: false
-    resample: false
-
-run:
-- "$all(@postprocessing(item) for batch in @dataloader for item in monai.data.decollate_batch(
-  {{'image': batch['image'], 'pred': @inferer(batch['image'], @network_def)}}))"
-"""
+from medseg.bundle.templates import render
 
 # Without a bundle around it: the files that get_nnunet_monai_predictor reads are written to a
 # temporary folder, and the reader puts the loaded TorchScript in place of predictor.network, so
@@ -124,7 +45,7 @@ def inference_yaml(channels: int, fold: int | str) -> str:
         channels: Number of input channels.
         fold: The fold whose ``model.pt`` runs by default.
     """
-    return INFERENCE_YAML.format(channels=channels, fold=fold)
+    return render("inference.yaml.j2", channels=channels, fold=fold)
 
 
 def inference_json(
