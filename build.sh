@@ -12,7 +12,7 @@ usage: ./build.sh COMMAND [ARGUMENTS]
   setup                    make .venv and install everything (the other commands do it themselves)
   demo [--dataset DIR]     run everything once, on phantoms or on a Decathlon-format folder
   test [--slow] [PYTEST…]  lint, check compiled/, run the tests
-  lint                     ruff and mypy
+  lint                     ruff, mypy and the checks of imports and workflows
   compile                  write compiled/*.yaml, with the default settings
   compile --settings F     write a site's own set to site/ (another folder: -o DIR)
   images [--registry R] [--base IMAGE] [--torch VERSION] [--push]
@@ -45,7 +45,7 @@ need() {
 find_python() {
   for python in python3.12 python3.11 python3; do
     if command -v "$python" >/dev/null &&
-      "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'; then
+      "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then
       echo "$python"
       return
     fi
@@ -71,6 +71,8 @@ lint() {
   "$venv/bin/ruff" check .
   "$venv/bin/ruff" format --check .
   "$venv/bin/mypy"
+  "$venv/bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+  "$venv/bin/zizmor" --offline --quiet --pedantic .github
 }
 
 command=${1:-}
@@ -104,7 +106,7 @@ case "$command" in
     setup
     lint
     # two at once: most of a test's time goes to imports, on one core
-    how=(-m "not slow" -n 2 --no-loadscope-reorder)
+    how=(-m "not slow" -n 2 --no-loadscope-reorder --durations=10)
     if [ "${1:-}" = --slow ]; then
       how=() # one at a time: a long training is to have all cores
       shift

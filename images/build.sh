@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-registry=${MEDSEG_PLATFORM_REGISTRY:-kfp-medseg}
+registry=
 python=${PYTHON:-.venv/bin/python}
 base=
 torch=
@@ -26,6 +26,9 @@ while [ $# -gt 0 ]; do
       ;;
   esac
 done
+registry=${registry:-$("$python" -c '
+from medseg.kubeflow.settings import load_settings
+print(load_settings().image("").rpartition("/")[0])')}
 base=${base:-python:$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-slim-bookworm}
 
 # A client with BuildKit: docker.io's own, or a newer one with its buildx plugin.

@@ -32,6 +32,9 @@ PREFIX = "MEDSEG_PLATFORM_"
 SETTINGS_VARIABLE = f"{PREFIX}FILE"
 """Names the YAML file of the site's settings."""
 
+REGISTRY = "ghcr.io/kfp-medseg"
+"""Where a release publishes the images; ``.github/workflows/ci.yml`` names it by its owner."""
+
 PLATFORM_PARAMETERS = (
     "pvc_name",
     "image",
@@ -110,7 +113,9 @@ class PlatformSettings(BaseSettings):
 
     # --- defaults of run-time parameters ---
     registry: str = Field(
-        "", pattern=r"^\S*$", description="registry and path of the images, such as registry/group"
+        REGISTRY,
+        pattern=r"^\S*$",
+        description="registry and path of the images, such as registry/group",
     )
     tag: Word = Field(__version__, description="tag of the images")
     pvc_name: Name = Field("medseg-data", description="claim of the project volume")
@@ -163,7 +168,7 @@ class PlatformSettings(BaseSettings):
         Args:
             name: Its folder in ``images/``, such as ``runtime``.
         """
-        return "/".join(filter(None, (self.registry or "kfp-medseg", f"{name}:{self.tag}")))
+        return f"{self.registry or REGISTRY}/{name}:{self.tag}"
 
     def stage(self, name: str) -> StageSettings:
         """What a stage asks for, with every field filled.

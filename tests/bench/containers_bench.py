@@ -25,6 +25,7 @@ from medseg.bundle.inference import segment_names
 from medseg.bundle.torchscript import load_packaged
 from medseg.deploy import write_context
 from medseg.deploy.engine import hardened
+from medseg.kubeflow.settings import PlatformSettings
 from tests.bench import project
 from tests.containers.conftest import PROJECT, SEGMENT, build_images
 from tests.containers.engine import Registry, base_image, docker_engine
@@ -83,7 +84,7 @@ def ours(client: docker.DockerClient, root: Path, name: str) -> tuple[float, flo
     """Seconds and MiB of docker_build, in a container that has no more than 512 MiB."""
     owner = root.stat()
     output = client.containers.run(
-        f"kfp-medseg/builder:{__version__}",
+        PlatformSettings().image("builder"),
         ["python3", "-c", BUILD, name],
         remove=True,
         network_mode="host",
@@ -110,7 +111,7 @@ def builds(client: docker.DockerClient, folder: Path) -> str:
     registry = Registry(folder / "registry")
     try:
         base = f"{registry.host}/map-nifti"
-        client.images.get(f"kfp-medseg/map-nifti:{__version__}").tag(base, __version__)
+        client.images.get(PlatformSettings().image("map-nifti")).tag(base, __version__)
         client.images.push(base, __version__)
         root = folder / "root"
         write_context(
@@ -185,7 +186,7 @@ def main() -> None:
         folder = Path(scratch)
         base = base_image(client, folder)
         build_images(base)
-        size = client.images.get(f"kfp-medseg/runtime:{__version__}").attrs["Size"]
+        size = client.images.get(PlatformSettings().image("runtime")).attrs["Size"]
         print(f"runtime image: {size / 1e9:.2f} GB (target, with a CPU torch: at most 3.5)")
         print(f"rebuild after a change of the source: {rebuild(base):.0f} s (target: below 60)")
         inference(builds(client, folder), folder)

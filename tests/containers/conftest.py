@@ -18,6 +18,7 @@ import yaml
 from medseg import __version__
 from medseg.bundle import export_checkpoint
 from medseg.config import load_config
+from medseg.kubeflow.settings import PlatformSettings
 from medseg.project import DataRoot
 from tests.containers.engine import Registry, base_image, docker_engine
 from tests.pipelines.harness import newest_log, run_pipeline
@@ -80,14 +81,11 @@ def images(
     pushed = []
     for name in ("map-dicom", "map-nifti"):
         target = f"{registry.host}/kfp-medseg/{name}"
-        engine.images.get(f"kfp-medseg/{name}:{__version__}").tag(target, __version__)
+        engine.images.get(PlatformSettings().image(name)).tag(target, __version__)
         for line in engine.images.push(target, __version__, stream=True, decode=True):
             assert "error" not in line, line
         pushed.append(f"{target}:{__version__}")
-    names = [
-        f"kfp-medseg/{name}:{__version__}"
-        for name in ("runtime", "builder", "map-dicom", "map-nifti")
-    ]
+    names = map(PlatformSettings().image, ("runtime", "builder", "map-dicom", "map-nifti"))
     return Images(*names, *pushed)
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from medseg.kubeflow.compiled import pipeline_names
+from medseg.kubeflow.settings import PlatformSettings
 from tests.conftest import PROJECT
 
 MINE = '''
@@ -139,7 +140,7 @@ def test_a_users_pipeline_compiles_in_three_seconds(python: Path, tmp_path: Path
     assert all(executor["pvcMount"] for executor in executors.values())
     (bare,) = yaml.safe_load_all((tmp_path / "bare.yaml").read_text())
     image = bare["deploymentSpec"]["executors"]["exec-train"]["container"]["image"]
-    assert image.startswith("kfp-medseg/runtime:")
+    assert image == PlatformSettings().image("runtime")
 
 
 def test_the_command_works(python: Path, tmp_path: Path) -> None:
