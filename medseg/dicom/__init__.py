@@ -14,6 +14,13 @@ affines map such an index to millimetres in **RAS**. DICOM's own coordinates are
 inside this room. Slices ascend along the normal that the row and column directions span
 (PS3.3 C.7.6.2), whatever their instance numbers say, so that co-registered series agree.
 
+Patients stay private: messages quote no header but SeriesDescription and SegmentLabel, and what
+must be remembered of patients lies in ``<root>/.medseg/dicom``, readable by its owner only.
+pydicom's warnings quote the values that break the standard, a patient's name among them. Reading
+DICOM through this room therefore sets pydicom's ``reading_validation_mode`` to ``IGNORE``, for the
+whole process and for good: pydicom checks a value when it is first asked for, which may be long
+after the file was read and in another library.
+
 What a predictor does with it::
 
     volume = read_image("DICOM/patient_1")              # or a .nii.gz

@@ -14,32 +14,24 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import pydicom
-import requests
-from dicomweb_client.web import DICOMwebClient
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
+from medseg.dicom.dicomweb import server_errors, web_client
 from medseg.project import DataRoot, UserError, write_json
 
-# What is read is taken as it is: pydicom's warnings quote the values they dislike, and a value may
-# be a patient's name.
+# For the whole process, as the room's docstring says: pydicom looks at a value when it is first
+# asked for, which may be long after the file was read.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 IMAGE_MODALITIES = ("CT", "MR", "PT")
 """Modalities whose series become volumes."""
-
-USERNAME_VARIABLE = "MEDSEG_DICOMWEB_USERNAME"
-PASSWORD_VARIABLE = "MEDSEG_DICOMWEB_PASSWORD"  # noqa: S105 - the variable's name
-TOKEN_VARIABLE = "MEDSEG_DICOMWEB_TOKEN"  # noqa: S105 - the variable's name
 
 
 @dataclass(frozen=True)
@@ -79,23 +71,63 @@ class Series:
 
 
 class Source(Protocol):
-    """What a stage needs of a place that holds studies."""
+    """A place that holds studies: all that the stages ask of it.
+
+    A stage opens its source anew, asks once for the studies, then for the series of each study of
+    its shard, and fetches only the series that it needs. Several stages may ask at once, from
+    several machines. The place is only read.
+
+    What a user can mend (no access, a wrong address, a server that refuses) is a ``UserError``,
+    whose text quotes no header. Any other error fails the one case that it strikes, and only its
+    type and place are told.
+    """
 
     def studies(self) -> list[Study]:
-        """All studies, sorted by time and UID."""
+        """All studies, each once, sorted by moment and UID; may be thousands.
+
+        The order is part of the contract: two studies of a patient get their case names by it.
+
+        Raises:
+            UserError: The place cannot be reached or read.
+        """
         ...
 
     def series(self, study_uid: str) -> list[Series]:
-        """The series of one study, sorted by UID; empty for an unknown study."""
+        """The series of one study, of every modality, sorted by SeriesInstanceUID.
+
+        :attr:`Series.state` decides whether a case is converted again: it stays the same as long as
+        the series holds the same instances, and changes when one is added, removed or replaced (as
+        far as the place tells).
+
+        Args:
+            study_uid: StudyInstanceUID.
+
+        Returns:
+            The series; none for a study that the place does not hold.
+
+        Raises:
+            UserError: The place cannot be reached or read.
+        """
         ...
 
     def fetch(self, series: Series) -> list[Dataset]:
-        """All instances of a series, with pixel data."""
+        """All instances of a series, each once, in any order.
+
+        Args:
+            series: One that :meth:`series` of this source gave.
+
+        Returns:
+            Complete instances: pixel data as stored (compressed or not), and ``file_meta`` with
+            the transfer syntax. They are the caller's, who takes the pixel data out of them.
+
+        Raises:
+            UserError: The place cannot be reached or read.
+        """
         ...
 
 
 def describe(series: Series) -> str:
-    """A series in a message: what a user sees of it in a viewer."""
+    """A series in a message: modality, description and number of instances, as in a viewer."""
     return f"{series.modality} {series.description!r} ({series.instances} instances)"
 
 
@@ -155,10 +187,10 @@ class FolderSource:
 
     def series(self, study_uid: str) -> list[Series]:
         """The series of one study, sorted by UID."""
-        found = []
+        members = []
         for uid, files in sorted(self._files.get(study_uid, {}).items()):
             header = files[0][1]
-            found.append(
+            members.append(
                 Series(
                     study_uid,
                     uid,
@@ -168,7 +200,7 @@ class FolderSource:
                     _state(f"{h['SOPInstanceUID']} {h['stamp']}" for _, h in files),
                 )
             )
-        return found
+        return members
 
     def fetch(self, series: Series) -> list[Dataset]:
         """All instances of a series, read in parallel."""
@@ -181,35 +213,36 @@ class FolderSource:
         return [path for files in self._files[study_uid].values() for path, _ in files]
 
     def _scan(self) -> None:
-        known = self._read_index()
+        before = self._read_index()
         base = self._folder if self._folder.is_dir() else self._folder.parent
         paths = list(_files(self._folder))
         names = [path.relative_to(base).as_posix() for path in paths]
         stamps = [f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, paths)]
 
-        def header(item: tuple[Path, str, str]) -> dict[str, str]:
-            path, name, stamp = item
-            before = known.get(name)
-            return before if before and before["stamp"] == stamp else _header(path, stamp)
+        def header(path: Path, name: str, stamp: str) -> dict[str, str]:
+            remembered = before.get(name)
+            if remembered and remembered["stamp"] == stamp:
+                return remembered
+            return _header(path, stamp)
 
         with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-            headers = list(pool.map(header, zip(paths, names, stamps, strict=True)))
+            headers = list(pool.map(header, paths, names, stamps))
         index = dict(zip(names, headers, strict=True))
-        if index != known:
+        if index != before:
             self._write_index(index)
+        self._sort(paths, headers)
 
+    def _sort(self, paths: list[Path], headers: list[dict[str, str]]) -> None:
+        """Files into series and studies; a copy of an instance (export tools leave some) is one."""
         files: Any = defaultdict(lambda: defaultdict(dict))
-        for path, found in zip(paths, headers, strict=True):
-            if "SOPInstanceUID" not in found:
+        for path, header in zip(paths, headers, strict=True):
+            if "SOPInstanceUID" not in header:
                 continue
-            study_uid = found["StudyInstanceUID"]
-            self._studies.setdefault(
-                study_uid,
-                Study(study_uid, found["PatientID"], found["StudyDate"] + found["StudyTime"]),
-            )
-            # A copy of the same instance (export tools leave some) counts once.
-            series = files[study_uid][found["SeriesInstanceUID"]]
-            series.setdefault(found["SOPInstanceUID"], (path, found))
+            uid = header["StudyInstanceUID"]
+            moment = header["StudyDate"] + header["StudyTime"]
+            self._studies.setdefault(uid, Study(uid, header["PatientID"], moment))
+            instances = files[uid][header["SeriesInstanceUID"]]
+            instances.setdefault(header["SOPInstanceUID"], (path, header))
         self._files = {
             study: {uid: list(instances.values()) for uid, instances in series.items()}
             for study, series in files.items()
@@ -283,12 +316,12 @@ class WebSource:
 
     def studies(self) -> list[Study]:
         """All studies, sorted by time and UID."""
-        with explained(self._url):
-            found = self._client.search_for_studies(
+        with server_errors(self._url):
+            items = self._client.search_for_studies(
                 fields=["PatientID", "StudyDate", "StudyTime"], get_remaining=True
             )
         studies = []
-        for item in map(Dataset.from_json, found):
+        for item in map(Dataset.from_json, items):
             moment = f"{item.get('StudyDate') or ''}{item.get('StudyTime') or ''}"
             study = Study(str(item.StudyInstanceUID), str(item.get("PatientID") or ""), moment)
             studies.append(study)
@@ -296,8 +329,8 @@ class WebSource:
 
     def series(self, study_uid: str) -> list[Series]:
         """The series of one study, sorted by UID."""
-        with explained(self._url):
-            found = self._client.search_for_series(
+        with server_errors(self._url):
+            items = self._client.search_for_series(
                 study_uid, fields=["SeriesDescription", "Modality"], get_remaining=True
             )
             instances = self._client.search_for_instances(study_uid, get_remaining=True)
@@ -305,7 +338,7 @@ class WebSource:
         for item in map(Dataset.from_json, instances):
             members[str(item.SeriesInstanceUID)].append(str(item.SOPInstanceUID))
         series = []
-        for item in map(Dataset.from_json, found):
+        for item in map(Dataset.from_json, items):
             uid = str(item.SeriesInstanceUID)
             series.append(
                 Series(
@@ -321,68 +354,5 @@ class WebSource:
 
     def fetch(self, series: Series) -> list[Dataset]:
         """All instances of a series."""
-        with explained(self._url):
+        with server_errors(self._url):
             return list(self._client.retrieve_series(series.study_uid, series.uid))
-
-
-def web_client(url: str) -> DICOMwebClient:
-    """A client that waits out short failures; its credentials come from the environment.
-
-    ``MEDSEG_DICOMWEB_TOKEN`` is sent as a bearer token; else ``MEDSEG_DICOMWEB_USERNAME`` and
-    ``MEDSEG_DICOMWEB_PASSWORD`` by HTTP basic authentication.
-
-    Args:
-        url: The server's DICOMweb root.
-
-    Raises:
-        UserError: The URL carries a password, which would end in logs.
-    """
-    if urlsplit(url).username or urlsplit(url).password:
-        raise UserError(
-            f"the DICOMweb URL of {urlsplit(url).hostname} carries a user name or password: give "
-            f"them by {USERNAME_VARIABLE} and {PASSWORD_VARIABLE} in the environment."
-        )
-    session = requests.Session()
-    retry = Retry(
-        total=4, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None
-    )
-    session.mount("http://", HTTPAdapter(max_retries=retry))
-    session.mount("https://", HTTPAdapter(max_retries=retry))
-    if token := os.environ.get(TOKEN_VARIABLE):
-        session.headers["Authorization"] = f"Bearer {token}"
-    elif username := os.environ.get(USERNAME_VARIABLE):
-        session.auth = (username, os.environ.get(PASSWORD_VARIABLE, ""))
-    client = DICOMwebClient(url.rstrip("/"), session=session, timeout=(10, 300))
-    client.set_http_retry_params(retry=False)  # the session does it, connection errors included
-    return client
-
-
-@contextmanager
-def explained(url: str) -> Iterator[None]:
-    """Turns an error of the server or the network into a sentence.
-
-    Args:
-        url: The server's DICOMweb root.
-
-    Raises:
-        UserError: In place of any error of ``requests``.
-    """
-    try:
-        yield
-    except requests.HTTPError as error:
-        status = error.response.status_code if error.response is not None else "an error"
-        if status in (401, 403):
-            advice = (
-                f"set {USERNAME_VARIABLE} and {PASSWORD_VARIABLE}, or {TOKEN_VARIABLE}, "
-                "to credentials that may read and write there"
-            )
-        elif status == 404:
-            advice = "check that the URL is the DICOMweb root (Orthanc: …/dicom-web)"
-        else:
-            advice = "look into the server's log"
-        raise UserError(f"the DICOMweb server {url} answered {status}: {advice}.") from None
-    except requests.RequestException as error:
-        raise UserError(
-            f"the DICOMweb server {url} cannot be reached ({type(error).__name__}): "
-            "check the URL and the network."
-        ) from None

@@ -1,0 +1,82 @@
+"""DICOMweb: a client for a server, and its errors as sentences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import requests
+from dicomweb_client.web import DICOMwebClient
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from medseg.project import UserError
+
+USERNAME_VARIABLE = "MEDSEG_DICOMWEB_USERNAME"
+PASSWORD_VARIABLE = "MEDSEG_DICOMWEB_PASSWORD"  # noqa: S105 - the variable's name
+TOKEN_VARIABLE = "MEDSEG_DICOMWEB_TOKEN"  # noqa: S105 - the variable's name
+
+
+def web_client(url: str) -> DICOMwebClient:
+    """A client that waits out short failures; its credentials come from the environment.
+
+    ``MEDSEG_DICOMWEB_TOKEN`` is sent as a bearer token; else ``MEDSEG_DICOMWEB_USERNAME`` and
+    ``MEDSEG_DICOMWEB_PASSWORD`` by HTTP basic authentication.
+
+    Args:
+        url: The server's DICOMweb root.
+
+    Raises:
+        UserError: The URL carries a password, which would end in logs.
+    """
+    if urlsplit(url).username or urlsplit(url).password:
+        raise UserError(
+            f"the DICOMweb URL of {urlsplit(url).hostname} carries a user name or password: give "
+            f"them by {USERNAME_VARIABLE} and {PASSWORD_VARIABLE} in the environment."
+        )
+    session = requests.Session()
+    retry = Retry(
+        total=4, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None
+    )
+    session.mount("http://", HTTPAdapter(max_retries=retry))
+    session.mount("https://", HTTPAdapter(max_retries=retry))
+    if token := os.environ.get(TOKEN_VARIABLE):
+        session.headers["Authorization"] = f"Bearer {token}"
+    elif username := os.environ.get(USERNAME_VARIABLE):
+        session.auth = (username, os.environ.get(PASSWORD_VARIABLE, ""))
+    client = DICOMwebClient(url.rstrip("/"), session=session, timeout=(10, 300))
+    client.set_http_retry_params(retry=False)  # the session does it, connection errors included
+    return client
+
+
+@contextmanager
+def server_errors(url: str) -> Iterator[None]:
+    """Turns an error of the server or the network into a sentence.
+
+    Args:
+        url: The server's DICOMweb root.
+
+    Raises:
+        UserError: In place of any error of ``requests``.
+    """
+    try:
+        yield
+    except requests.HTTPError as error:
+        status = error.response.status_code if error.response is not None else "an error"
+        if status in (401, 403):
+            advice = (
+                f"set {USERNAME_VARIABLE} and {PASSWORD_VARIABLE}, or {TOKEN_VARIABLE}, "
+                "to credentials that may read and write there"
+            )
+        elif status == 404:
+            advice = "check that the URL is the DICOMweb root (Orthanc: …/dicom-web)"
+        else:
+            advice = "look into the server's log"
+        raise UserError(f"the DICOMweb server {url} answered {status}: {advice}.") from None
+    except requests.RequestException as error:
+        raise UserError(
+            f"the DICOMweb server {url} cannot be reached ({type(error).__name__}): "
+            "check the URL and the network."
+        ) from None
