@@ -98,7 +98,7 @@ def plain(value: Any) -> Any:
 
 
 def _convert(checkpoint: Mapping[str, Any], num_epochs: int, initial_lr: float) -> dict[str, Any]:
-    from medseg.nnunet.prediction import scheduler_state
+    from medseg.nnunet.checkpoints import scheduler_state
 
     optimizer = plain(checkpoint["optimizer_state"])
     groups = optimizer.get("param_groups") or [{}]

@@ -10,8 +10,9 @@ from typing import Any
 
 from medseg.bundle.templates import render
 from medseg.config import TaskConfig
-from medseg.nnunet.prediction import settings_of
-from medseg.project import Manifest, UserError
+from medseg.nnunet.plans import read_plans, settings_of
+from medseg.nnunet.raw import dataset_record
+from medseg.project import UserError
 
 PACKAGES = ("monai", "torch", "numpy", "nnunetv2", "nibabel", "SimpleITK")
 """Packages whose versions the metadata states."""
@@ -88,23 +89,6 @@ def merge(generated: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def read_plans(config: TaskConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """nnU-Net's plans and ``dataset.json`` of the task.
-
-    Raises:
-        UserError: They do not exist yet.
-    """
-    contents = []
-    for name in (f"{config.nnunet_plans_name}.json", "dataset.json"):
-        path = config.preprocessed_folder / name
-        try:
-            contents.append(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist: run plan_and_preprocess first.") from None
-    plans, dataset = contents
-    return plans, dataset
-
-
 def label_names(dataset: Mapping[str, Any]) -> dict[str, str]:
     """The names of the values that a predicted label map holds.
 
@@ -142,7 +126,7 @@ def validation_dice(
 
 def provenance(config: TaskConfig, fold: int | str | None) -> dict[str, str]:
     """Where a model comes from: ``dataset_hash`` and ``mlflow_run_id``, as far as there are any."""
-    dataset = Manifest(config.raw_folder, "prepare_dataset").read().get("result", {})
+    dataset = dataset_record(config)
     found = {"dataset_hash": dataset.get("dataset_hash", "")}
     try:  # tracking store to run
         path = config.fold_folder(fold) / ".medseg" / "mlflow.json"

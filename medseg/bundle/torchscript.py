@@ -82,7 +82,7 @@ def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[
     network = _load_network(source)
     configuration = checkpoint["init_args"]["configuration"]
 
-    from medseg.nnunet.prediction import example_patches
+    from medseg.nnunet.preprocessing import example_patches
 
     patches = example_patches(config.preprocessed_folder, plans, configuration)
     channels = metadata["network_data_format"]["inputs"]["image"]["num_channels"]

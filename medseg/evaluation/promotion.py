@@ -101,7 +101,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         UserError: The candidate is not packaged, or was packaged anew while it was judged.
         CasesFailedError: More test cases failed than ``max_failed_cases``.
     """
-    from medseg.nnunet.training import trained_cases
+    from medseg.nnunet.resume import trained_cases
 
     candidate, present = config.model_file, present_model(config)
     if not candidate.is_file():

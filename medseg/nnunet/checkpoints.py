@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from medseg.project import UserError
+
+FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
+"""nnU-Net's names in a fold's folder."""
 
 
 def load_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool = False) -> Any:
@@ -24,10 +31,6 @@ def load_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
     Raises:
         UserError: The file is missing, truncated, or holds anything but tensors and plain values.
     """
-    import pickle
-
-    import torch
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the checkpoint {path} does not exist: train the fold first.")
@@ -47,10 +50,29 @@ def load_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
 
 def safe_types() -> list[Any]:
     """The types beside torch's own that nnU-Net's checkpoints hold: NumPy's scalars."""
-    import numpy as np
-
     return [
         np._core.multiarray.scalar,  # type: ignore[attr-defined]
         np.dtype,
         *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64)},
     ]
+
+
+def scheduler_state(initial_lr: float, epochs: int, epoch: int) -> dict[str, Any]:
+    """The state of nnU-Net's learning rate schedule, which its checkpoints leave out.
+
+    Args:
+        initial_lr: Learning rate of the first epoch.
+        epochs: Epochs that were planned.
+        epoch: Epochs that are finished.
+
+    Returns:
+        What ``PolyLRScheduler.load_state_dict`` takes.
+    """
+    from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=initial_lr)
+    schedule = PolyLRScheduler(optimizer, initial_lr, epochs)
+    schedule.step(max(0, min(epoch, epochs) - 1))
+    schedule.ctr = schedule.last_epoch = epoch
+    state: dict[str, Any] = schedule.state_dict()
+    return state

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,52 @@ def use_bfloat16(network: Any, flags: Iterable[str] | None = None) -> None:
         return output.float()
 
     network.forward = mixed
+
+
+def processes(config: TaskConfig, most: int = 8) -> int:
+    """The number of worker processes: the config's, else the CPUs at hand, at most ``most``."""
+    return config.num_processes or min(available_cpus(), most)
+
+
+def available_cpus() -> int:
+    """The CPUs that this process may use: its affinity, and its container's CPU limit."""
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cpus = min(cpus, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group of version 2, or "max": no limit
+        pass
+    return cpus
+
+
+def augmentation_processes(config: TaskConfig) -> int:
+    """nnU-Net's worker processes for augmentation.
+
+    A GPU waits for them: nnU-Net's own number, at most the CPUs at hand. On a CPU they would take
+    from the training what they give, and cost its reproducibility, so augmentation runs in
+    between.
+    """
+    if choose_device(config).type == "cpu":
+        return 0
+    return config.num_processes or min(available_cpus(), 12)
+
+
+@contextmanager
+def threads(device: str) -> Iterator[None]:
+    """All CPUs for work on the CPU, one thread beside a GPU, as nnU-Net's command has it.
+
+    Args:
+        device: The device's type, ``cpu`` or ``cuda``.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if device == "cuda":
+        torch.set_num_threads(1)
+        torch.backends.cudnn.benchmark = True
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(available_cpus())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

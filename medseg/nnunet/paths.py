@@ -1,4 +1,4 @@
-"""Where nnU-Net looks for its three folders, and how many processes it may start."""
+"""Where nnU-Net looks for its three folders."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from medseg.config import TaskConfig
+from medseg.nnunet.devices import processes
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 
@@ -63,19 +63,3 @@ def _set_imported(values: Mapping[str, str | None]) -> None:
         if name == "nnunetv2" or name.startswith("nnunetv2."):
             for key in values.keys() & vars(module).keys():
                 setattr(module, key, values[key])
-
-
-def processes(config: TaskConfig, most: int = 8) -> int:
-    """The number of worker processes: the config's, else the CPUs at hand, at most ``most``."""
-    return config.num_processes or min(available_cpus(), most)
-
-
-def available_cpus() -> int:
-    """The CPUs that this process may use: its affinity, and its container's CPU limit."""
-    cpus = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        cpus = min(cpus, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no control group of version 2, or "max": no limit
-        pass
-    return cpus

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.nnunet.plans import settings_of
 from medseg.project import UserError
 
 if TYPE_CHECKING:
@@ -300,86 +300,3 @@ class CasePredictor:
                 best = torch.where(better, head, best)
         decided: NDArray[Any] = labels.numpy().astype(dtype)
         return decided
-
-
-def settings_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """The settings of a configuration, with those that it inherits.
-
-    Args:
-        plans: nnU-Net's plans.
-        configuration: Its name, such as ``3d_fullres``.
-
-    Raises:
-        UserError: The plans do not hold it.
-    """
-    if configuration not in plans["configurations"]:
-        raise UserError(
-            f"configuration: {configuration!r} is not in nnU-Net's plans, which hold "
-            f"{', '.join(plans['configurations'])}."
-        )
-    own = dict(plans["configurations"][configuration])
-    parent = own.pop("inherits_from", None)
-    return {**settings_of(plans, parent), **own} if parent else own
-
-
-def example_patches(preprocessed: Path, plans: Mapping[str, Any], configuration: str) -> Any:
-    """Two patches of preprocessed training cases, to compare networks on.
-
-    Args:
-        preprocessed: nnU-Net's preprocessed dataset.
-        plans: nnU-Net's plans.
-        configuration: Name of the configuration.
-
-    Returns:
-        A tensor ``(2, channels, *patch)``, float32: the centres of the first two cases (of one
-        case, its centre twice).
-
-    Raises:
-        UserError: The folder holds no preprocessed case.
-    """
-    import torch
-    from acvl_utils.cropping_and_padding.padding import pad_nd_image
-    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-
-    settings = settings_of(plans, configuration)
-    folder = preprocessed / settings["data_identifier"]
-    missing = UserError(
-        f"{folder} holds no preprocessed case to compare the packaged network on: "
-        "run plan_and_preprocess again."
-    )
-    if not folder.is_dir() or not any(folder.glob("*.pkl")):
-        raise missing
-    patch = tuple(settings["patch_size"])
-    dataset = infer_dataset_class(str(folder))(str(folder))
-    patches = []
-    for case in itertools.islice(itertools.cycle(sorted(dataset.identifiers)[:2]), 2):
-        data = torch.from_numpy(np.asarray(dataset.load_case(case)[0][:], dtype=np.float32))
-        if len(patch) < data.ndim - 1:
-            data = data[:, data.shape[1] // 2]
-        padded = pad_nd_image(data, patch)
-        corner = [(have - want) // 2 for have, want in zip(padded.shape[1:], patch, strict=True)]
-        place = [slice(at, at + want) for at, want in zip(corner, patch, strict=True)]
-        patches.append(padded[(slice(None), *place)])
-    return torch.stack(patches)
-
-
-def scheduler_state(initial_lr: float, epochs: int, epoch: int) -> dict[str, Any]:
-    """The state of nnU-Net's learning rate schedule, which its checkpoints leave out.
-
-    Args:
-        initial_lr: Learning rate of the first epoch.
-        epochs: Epochs that were planned.
-        epoch: Epochs that are finished.
-
-    Returns:
-        What ``PolyLRScheduler.load_state_dict`` takes.
-    """
-    import torch
-    from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=initial_lr)
-    schedule = PolyLRScheduler(optimizer, initial_lr, epochs)
-    schedule.step(max(0, min(epoch, epochs) - 1))
-    schedule.ctr = schedule.last_epoch = epoch
-    state: dict[str, Any] = schedule.state_dict()
-    return state

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 import json
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from medseg.config import TaskConfig
-from medseg.nnunet.paths import environment, processes
+from medseg.nnunet.console import bar_as_progress, quiet
+from medseg.nnunet.devices import processes
+from medseg.nnunet.paths import environment
+from medseg.nnunet.plans import (
+    case_settings,
+    configuration_of,
+    load_plans,
+    plans_hash,
+    plans_path,
+    settings_of,
+)
 from medseg.nnunet.raw import ENDING, place, prepared, remove_others
 from medseg.nnunet.workers import for_each_case
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress, write_json
@@ -53,12 +65,12 @@ def plan_and_preprocess(config: TaskConfig) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with environment(config):
         plans_file = _plan(config, dataset)
-        plans = _load(plans_file)
-        configuration = _configuration(config, plans, plans_file)
-        plans_hash = _plans_hash(plans, configuration)
+        plans = load_plans(plans_file)
+        configuration = configuration_of(config, plans)
+        plans_digest = plans_hash(plans, configuration)
         done = _record(config)
         inputs = fingerprint(
-            [folder / "dataset.json"], {"dataset": dataset["dataset_hash"], "plans": plans_hash}
+            [folder / "dataset.json"], {"dataset": dataset["dataset_hash"], "plans": plans_digest}
         )
         if done.is_done(inputs):
             progress(f"{config.configuration} is preprocessed already")
@@ -72,7 +84,7 @@ def plan_and_preprocess(config: TaskConfig) -> dict[str, Any]:
         "failed": failures.reasons,
         "configuration": config.configuration,
         "plans_name": config.nnunet_plans_name,
-        "plans_hash": plans_hash,
+        "plans_hash": plans_digest,
         "dataset_hash": dataset["dataset_hash"],
         "patch_size": [int(size) for size in configuration.patch_size],
         "spacing": [float(step) for step in configuration.spacing],
@@ -98,16 +110,14 @@ def preprocessed(config: TaskConfig) -> dict[str, Any]:
     """
     record = _record(config)
     content = record.read()
-    plans_file = config.preprocessed_folder / f"{config.nnunet_plans_name}.json"
+    plans_file = plans_path(config)
     if not content or not record.is_done(content["inputs"]) or not plans_file.is_file():
         raise UserError(
             f"the configuration {config.configuration} of {config.preprocessed_folder} is not "
             "preprocessed: run plan_and_preprocess first."
         )
-    plans = _load(plans_file)
-    if content["result"]["plans_hash"] != _plans_hash(
-        plans, _configuration(config, plans, plans_file)
-    ):
+    plans = load_plans(plans_file)
+    if content["result"]["plans_hash"] != plans_hash(plans, configuration_of(config, plans)):
         raise UserError(
             f"the plans {plans_file} have changed since the cases were preprocessed: run "
             "plan_and_preprocess again."
@@ -120,37 +130,13 @@ def _record(config: TaskConfig) -> Manifest:
     return Manifest(config.preprocessed_folder, name)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps nnU-Net's prints and progress bars off the console."""
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        yield
-
-
-@contextmanager
-def _bar_as_progress(module: Any, what: str) -> Iterator[None]:
-    """Shows the progress bar of a module of nnU-Net as the stage's own progress."""
-    console, original = sys.stdout, module.tqdm
-
-    def update(bar: Any, steps: int = 1) -> None:
-        original.update(bar, steps)
-        with redirect_stdout(console):
-            progress(what, bar.n, bar.total)
-
-    module.tqdm = type("Bar", (original,), {"update": update})
-    try:
-        yield
-    finally:
-        module.tqdm = original
-
-
 # --- fingerprint and plans ---
 
 
 def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
     """Makes the plans unless they are made; returns their file."""
     folder = config.preprocessed_folder
-    plans_file = folder / f"{config.nnunet_plans_name}.json"
+    plans_file = plans_path(config)
     settings = {"dataset": dataset["dataset_hash"], "nnunetv2": version("nnunetv2")}
     extracted = Manifest(folder, "fingerprint")
     # By name, not size: the user may edit plans, as nnU-Net's documentation describes.
@@ -168,7 +154,7 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
     if not extracted.is_done(fingerprint([], settings)):
         progress(f"extracting the fingerprint of {len(dataset['cases'])} cases")
         try:
-            with _bar_as_progress(fingerprint_extractor, "case read"), quiet():
+            with bar_as_progress(fingerprint_extractor, "case read"), quiet():
                 fingerprint_extractor.DatasetFingerprintExtractor(
                     config.dataset_name, processes(config)
                 ).run(overwrite_existing=True)
@@ -213,52 +199,6 @@ def _planner(plans_name: str) -> Any:
     return getattr(presets, PLANNERS[plans_name])
 
 
-def _load(plans_file: Path) -> Any:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    try:
-        return PlansManager(json.loads(plans_file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(
-            f"the plans {plans_file} are not valid JSON ({error}): correct the file, or remove it "
-            "and run plan_and_preprocess."
-        ) from None
-
-
-def _configuration(config: TaskConfig, plans: Any, plans_file: Path) -> Any:
-    available = list(plans.plans["configurations"])
-    if config.configuration not in available:
-        raise UserError(
-            f"configuration: the plans {plans_file.name} of {config.dataset_name} have no "
-            f"{config.configuration!r}; they have {', '.join(available)}."
-        )
-    configuration = plans.get_configuration(config.configuration)
-    if configuration.previous_stage_name is not None:
-        raise UserError(
-            f"configuration: {config.configuration!r} is the second stage of a cascade and needs "
-            f"predictions of {configuration.previous_stage_name!r} for all cases, which no stage "
-            "here makes: choose another configuration."
-        )
-    return configuration
-
-
-def _plans_hash(plans: Any, configuration: Any) -> str:
-    """The hash of what the plans say for one configuration, whatever others they hold."""
-    common = {key: value for key, value in plans.plans.items() if key != "configurations"}
-    return fingerprint([], {"plans": common, "configuration": configuration.configuration})
-
-
-def _case_settings(plans: Any, configuration: Any) -> dict[str, Any]:
-    """The part of the plans that decides a preprocessed case: all but the network and batch."""
-    common = {key: value for key, value in plans.plans.items() if key != "configurations"}
-    own = {
-        key: value
-        for key, value in configuration.configuration.items()
-        if key not in ("architecture", "batch_size", "batch_dice", "inherits_from")
-    }
-    return {"plans": common, "configuration": own}
-
-
 # --- cases ---
 
 
@@ -266,9 +206,9 @@ def _preprocess(
     config: TaskConfig, dataset: dict[str, Any], plans_file: Path, failures: Failures
 ) -> list[str]:
     """Preprocesses the cases that are missing; returns the identifiers of all that are there."""
-    plans = _load(plans_file)
-    configuration = _configuration(config, plans, plans_file)
-    settings = _case_settings(plans, configuration)
+    plans = load_plans(plans_file)
+    configuration = configuration_of(config, plans)
+    settings = case_settings(plans, configuration)
     folder = config.preprocessed_folder / configuration.data_identifier
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{PARTIAL}*"):
@@ -301,7 +241,7 @@ def _preprocess_case(
 ) -> None:
     # Like nnU-Net's DefaultPreprocessor.run for one case, into a folder of its own: what lies
     # beside the other cases is always whole.
-    plans = _load(plans_file)
+    plans = load_plans(plans_file)
     configuration = plans.get_configuration(name)
     dataset = json.loads((plans_file.parent / "dataset.json").read_text(encoding="utf-8"))
     images = sorted(str(path) for path in files if path.parent.name == "imagesTr")
@@ -354,3 +294,43 @@ def _split(config: TaskConfig, cases: list[str]) -> None:
                 )
             return
     write_json(path, default(cases))
+
+
+def example_patches(preprocessed: Path, plans: Mapping[str, Any], configuration: str) -> Any:
+    """Two patches of preprocessed training cases, to compare networks on.
+
+    Args:
+        preprocessed: nnU-Net's preprocessed dataset.
+        plans: nnU-Net's plans.
+        configuration: Name of the configuration.
+
+    Returns:
+        A tensor ``(2, channels, *patch)``, float32: the centres of the first two cases (of one
+        case, its centre twice).
+
+    Raises:
+        UserError: The folder holds no preprocessed case.
+    """
+    from acvl_utils.cropping_and_padding.padding import pad_nd_image
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    settings = settings_of(plans, configuration)
+    folder = preprocessed / settings["data_identifier"]
+    missing = UserError(
+        f"{folder} holds no preprocessed case to compare the packaged network on: "
+        "run plan_and_preprocess again."
+    )
+    if not folder.is_dir() or not any(folder.glob("*.pkl")):
+        raise missing
+    patch = tuple(settings["patch_size"])
+    dataset = infer_dataset_class(str(folder))(str(folder))
+    patches = []
+    for case in itertools.islice(itertools.cycle(sorted(dataset.identifiers)[:2]), 2):
+        data = torch.from_numpy(np.asarray(dataset.load_case(case)[0][:], dtype=np.float32))
+        if len(patch) < data.ndim - 1:
+            data = data[:, data.shape[1] // 2]
+        padded = pad_nd_image(data, patch)
+        corner = [(have - want) // 2 for have, want in zip(padded.shape[1:], patch, strict=True)]
+        place = [slice(at, at + want) for at, want in zip(corner, patch, strict=True)]
+        patches.append(padded[(slice(None), *place)])
+    return torch.stack(patches)

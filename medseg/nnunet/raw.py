@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.config import TaskConfig
-from medseg.nnunet.paths import processes
+from medseg.nnunet.devices import processes
 from medseg.nnunet.workers import for_each_case
 from medseg.project import (
     Failures,
@@ -140,6 +140,11 @@ def prepared(config: TaskConfig) -> dict[str, Any]:
             "run prepare_dataset first."
         )
     return dict(content["result"])
+
+
+def dataset_record(config: TaskConfig) -> dict[str, Any]:
+    """The result of :func:`prepare_dataset`, whatever became of its files; empty before it."""
+    return dict(Manifest(config.raw_folder, "prepare_dataset").read().get("result", {}))
 
 
 def case_hashes(config: TaskConfig) -> dict[str, str]:

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from medseg.config import TaskConfig
+from medseg.nnunet.checkpoints import LATEST
+from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
-from medseg.nnunet.preprocessing import quiet
+from medseg.nnunet.plans import read_plans
 from medseg.nnunet.settings import CONFIG_FIELDS
 from medseg.project import UserError, atomic_file
 
@@ -84,13 +86,13 @@ class ExtendedTraining:
         return {"seed": self.seed, **found}
 
     def save_completed(self) -> None:
-        """Saves the state after the last finished epoch as ``checkpoint_latest.pth``.
+        """Saves the state after the last finished epoch as nnU-Net's latest.
 
         For a training that is told to end: what the unfinished epoch has changed is left out, so
         the resumed training is the one that would have been.
         """
         if self._completed is not None:
-            path = Path(self.output_folder) / "checkpoint_latest.pth"
+            path = Path(self.output_folder) / LATEST
             with atomic_file(path) as temporary:
                 temporary.write_bytes(self._completed)
 
@@ -144,7 +146,7 @@ class ExtendedTraining:
         self._saved_epoch = self.current_epoch
 
 
-def make_trainer(config: TaskConfig, fold: int | str) -> Any:
+def make_trainer(config: TaskConfig) -> Any:
     """An instance of the config's nnU-Net trainer class, extended and with the config's settings.
 
     The class keeps its name, so that folders and checkpoints are those of nnU-Net itself. Fields
@@ -153,30 +155,24 @@ def make_trainer(config: TaskConfig, fold: int | str) -> Any:
 
     Args:
         config: The task's config; its dataset is preprocessed.
-        fold: The fold.
 
     Returns:
         The trainer, not yet initialized.
 
     Raises:
         UserError: No such trainer class; ``train_extra_configs`` names an attribute that the
-            trainer does not have, or gives it a value of another type; no CUDA device.
+            trainer does not have, or gives it a value of another type; no CUDA device; plans that
+            cannot be read.
     """
-    import json
-
     base = find_trainer_class(config.trainer_class_name)
     device = choose_device(config)
-    folder = config.preprocessed_folder
-    plans, dataset = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in (f"{config.nnunet_plans_name}.json", "dataset.json")
-    )
+    plans, dataset = read_plans(config)
     extended = type(base.__name__, (ExtendedTraining, base), {"__doc__": base.__doc__})
     with quiet():
         trainer = extended(
             plans=plans,
             configuration=config.configuration,
-            fold=fold,
+            fold=config.fold,
             dataset_json=dataset,
             device=device,
         )

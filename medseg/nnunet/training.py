@@ -1,32 +1,29 @@
-"""The training of one fold: what to resume, what to start anew, what to report."""
+"""The training of one fold, and what is reported of it."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medseg.config import TaskConfig
-from medseg.nnunet.checkpoints import load_checkpoint, safe_types
-from medseg.nnunet.paths import available_cpus, environment
+from medseg.nnunet.checkpoints import FINAL, load_checkpoint, safe_types
+from medseg.nnunet.devices import augmentation_processes, threads
+from medseg.nnunet.history import History, describe
+from medseg.nnunet.paths import environment
 from medseg.nnunet.preprocessing import preprocessed
-from medseg.nnunet.raw import prepared_hashes
+from medseg.nnunet.resume import preprocessed_cases, require_final, resume, split_of
 from medseg.nnunet.settings import record_path
 from medseg.nnunet.workers import die_with_parent
-from medseg.project import Manifest, UserError, fingerprint, lock, progress, write_json
+from medseg.project import Manifest, fingerprint, lock, progress, write_json
 from medseg.tracking import Tracker, is_behind, masked, open_run
-
-FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
-
-SUPERSEDED = "superseded"
-"""Where, beside the folds, a fold's folder goes when its training starts anew."""
 
 
 def train(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
@@ -62,65 +59,47 @@ def train(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
         UserError: The dataset is not preprocessed; there is no such fold or trainer; a setting is
             wrong; with ``run_validation_only``, the fold has no final checkpoint.
     """
-    fold = config.fold if fold is None else fold
-    place = config.root.relative(config.fold_folder(fold)).replace("/", "_")
+    config = config if fold is None else config.model_copy(update={"fold": fold})
+    place = config.root.relative(config.fold_folder()).replace("/", "_")
     with lock(config.root, f"train-{place}"):  # two configs may name one folder
-        return _train(config, fold)
+        return _train(config)
 
 
-def _train(config: TaskConfig, fold: int | str) -> dict[str, Any]:
-    folder = config.fold_folder(fold)
+def _train(config: TaskConfig) -> dict[str, Any]:
+    folder = config.fold_folder()
     if config.run_validation_only:
-        require_final(config, fold)
+        require_final(config)
     data = preprocessed(config)
     identity = fingerprint(
         [],
         {
             "dataset": data["dataset_hash"],
             "plans": data["plans_hash"],
-            "split": _split_of(config, fold),
+            "split": split_of(config),
         },
     )
-    with environment(config, nnUNet_n_proc_DA=str(_augmentation_processes(config))):
+    with environment(config, nnUNet_n_proc_DA=str(augmentation_processes(config))):
         from medseg.nnunet.trainer import make_trainer
 
-        trainer = make_trainer(config, fold)
+        trainer = make_trainer(config)
         settings = trainer.settings()
         record = {"data": identity, "settings": settings}
         finished = Manifest(folder, "train")
         if config.run_validation_only or finished.is_done(fingerprint([], record)):
-            progress(f"fold {fold} is trained already")
+            progress(f"fold {config.fold} is trained already")
             return _finished_before(config, trainer, finished, data)
-        checkpoint = _newest(folder)
-        if checkpoint is not None:
-            reason = _why_anew(config, folder, record, checkpoint, trainer)
-            if reason:
-                kept = _supersede(folder)
-                progress(f"fold {fold} starts anew: {reason}; the old one is kept in {kept}")
-                checkpoint = None
-            elif checkpoint.name == FINAL and _epochs(checkpoint) >= trainer.num_epochs:
-                progress(f"fold {fold} is trained already; its settings are those of its training")
-                return _finished_before(config, trainer, finished, data)
+        resumption = resume(config, record, trainer)
+        if resumption.finished:
+            return _finished_before(config, trainer, finished, data)
         folder.mkdir(parents=True, exist_ok=True)
-        with open_run(config, fold) as tracker:
+        with open_run(config, config.fold) as tracker:
             finished.path.unlink(missing_ok=True)
-            write_json(record_path(folder), {**record, "cases": _cases(config, data)})
-            _run(config, trainer, checkpoint, tracker, data)
+            cases = preprocessed_cases(config, data["dataset_hash"])
+            write_json(record_path(folder), {**record, "cases": cases})
+            _run(config, trainer, resumption.checkpoint, tracker, data)
             result = _result(config, trainer, folder, tracker.run_id)
     finished.record(fingerprint([], record), [folder / FINAL], result)
     return result
-
-
-def require_final(config: TaskConfig, fold: int | str) -> Path:
-    """The final checkpoint of a fold.
-
-    Raises:
-        UserError: The fold's training is not finished.
-    """
-    path = config.fold_folder(fold) / FINAL
-    if not path.is_file():
-        raise UserError(f"fold {fold} has no {FINAL} in {path.parent}: finish its training first.")
-    return path
 
 
 def _finished_before(
@@ -128,107 +107,14 @@ def _finished_before(
 ) -> dict[str, Any]:
     """The result of a training that ended earlier; what MLflow has not taken then, it gets now."""
     folder = finished.folder
-    if is_behind(config, trainer.fold):
-        log = load_checkpoint(folder / FINAL, mmap=True)["logging"]
-        trainer.logger.my_fantastic_logging = log
-        with open_run(config, trainer.fold) as tracker:
+    if is_behind(config, config.fold):
+        history = _history(trainer, load_checkpoint(folder / FINAL, mmap=True)["logging"])
+        with open_run(config, config.fold) as tracker:
             tracker.params(_parameters(config, trainer, data))
-            for epoch in range(len(log["epoch_end_timestamps"])):
-                _log(trainer, tracker, epoch)
+            for epoch in range(len(history)):
+                _log(history, tracker, epoch)
             _artifacts(config, trainer, tracker, sorted(folder.glob("training_log_*.txt"))[-1:])
     return dict(finished.read().get("result") or _result(config, trainer, folder, ""))
-
-
-# --- what to do with a fold ---
-
-
-def _split_of(config: TaskConfig, fold: int | str) -> Any:
-    path = config.preprocessed_folder / "splits_final.json"
-    if fold == "all":
-        return "all"
-    splits = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(fold, int) or not 0 <= fold < len(splits):
-        raise UserError(
-            f"fold: there is no fold {fold}; {path.name} has the folds 0 to {len(splits) - 1}, and "
-            "'all' trains on every case."
-        )
-    return splits[fold]
-
-
-def _newest(folder: Path) -> Path | None:
-    """The checkpoint with the most epochs; one that cannot be read is passed over."""
-    found: list[tuple[int, int, Path]] = []
-    broken: list[UserError] = []
-    # Of equal ones, the later in nnU-Net's order of saving: latest, best, final.
-    for rank, name in enumerate((LATEST, BEST, FINAL)):
-        if (folder / name).is_file():
-            try:
-                found.append((_epochs(folder / name), rank, folder / name))
-            except UserError as error:
-                broken.append(error)
-    if not found and broken:
-        raise broken[0]
-    for unreadable in broken:
-        progress(f"passed over: {unreadable}")
-    return max(found)[2] if found else None
-
-
-def _epochs(checkpoint: Path) -> int:
-    return int(load_checkpoint(checkpoint, mmap=True)["current_epoch"])
-
-
-def _why_anew(
-    config: TaskConfig, folder: Path, record: dict[str, Any], checkpoint: Path, trainer: Any
-) -> str:
-    try:
-        before = json.loads(record_path(folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # trained by nnU-Net's own command
-        plans = load_checkpoint(checkpoint, mmap=True)["init_args"]["plans"]
-        return "" if plans == trainer.plans_manager.plans else "the plans have changed"
-    if before["data"] != record["data"]:
-        return "the dataset, its split or the plans have changed"
-    changed = sorted(
-        name
-        for name in before["settings"].keys() | record["settings"].keys()
-        if before["settings"].get(name) != record["settings"].get(name)
-    )
-    if changed and not config.continue_training:
-        return f"{', '.join(changed)} changed and continue_training is false"
-    return ""
-
-
-def trained_cases(config: TaskConfig, fold: int | str | None = None) -> dict[str, str]:
-    """Hashes of the cases that a fold's training was given, and of those refused before it.
-
-    Args:
-        config: The task's config.
-        fold: The fold; None means the config's.
-
-    Returns:
-        Case to the hash that :func:`~medseg.nnunet.raw.case_hashes` gives for the same files.
-    """
-    found = prepared_hashes(config)
-    refused = Manifest(config.raw_folder, "prepare_dataset").read().get("result", {})
-    try:
-        text = record_path(config.fold_folder(fold)).read_text(encoding="utf-8")
-        trained = dict(json.loads(text)["cases"])
-    except (OSError, ValueError, KeyError):  # trained by nnU-Net's own command
-        return found
-    return {case: found[case] for case in refused.get("failed", {}) if case in found} | trained
-
-
-def _cases(config: TaskConfig, data: dict[str, Any]) -> dict[str, str]:
-    """What the preprocessed dataset was made of; unknown where the raw one has changed since."""
-    raw = Manifest(config.raw_folder, "prepare_dataset").read().get("result", {})
-    return prepared_hashes(config) if raw.get("dataset_hash") == data["dataset_hash"] else {}
-
-
-def _supersede(folder: Path) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    target = folder.parent / SUPERSEDED / f"{folder.name}-{stamp}"
-    target.parent.mkdir(exist_ok=True)
-    folder.replace(target)
-    return target
 
 
 # --- the training itself ---
@@ -241,11 +127,9 @@ def _run(
     tracker: Tracker,
     data: dict[str, Any],
 ) -> None:
-    import torch
-
     trainer.begin()
     with (
-        _threads(trainer.device.type),
+        threads(trainer.device.type),
         Path(trainer.log_file).open("a", encoding="utf-8") as log,
         _workers_end_with_us(),
     ):
@@ -259,15 +143,20 @@ def _run(
             start = int(trainer.current_epoch)
 
             def report(epoch: int) -> None:
+                history = _history(trainer)
                 with redirect_stdout(console):
-                    _report(trainer, tracker, epoch, start)
+                    _log(history, tracker, epoch)
+                    progress(
+                        describe(history, trainer.num_epochs, start), epoch + 1, trainer.num_epochs
+                    )
 
             trainer.after_epoch = report
             with redirect_stdout(console):
                 tracker.params(_parameters(config, trainer, data))
                 _announce(trainer, start, checkpoint)
+                history = _history(trainer)
                 for epoch in range(start):  # what a store that was away has missed
-                    _log(trainer, tracker, epoch)
+                    _log(history, tracker, epoch)
             try:
                 trainer.run_training()
             except BaseException:
@@ -290,47 +179,13 @@ def _announce(trainer: Any, start: int, checkpoint: Path | None) -> None:
     )
 
 
-def _report(trainer: Any, tracker: Tracker, epoch: int, start: int) -> None:
-    values = _values(trainer, epoch)
-    _log(trainer, tracker, epoch)
-    times = [_values(trainer, each)["epoch_seconds"] for each in range(start, epoch + 1)]
-    left = (trainer.num_epochs - epoch - 1) * sum(times) / len(times)
-    dice = ", ".join(
-        f"{name.removeprefix('Dice_')} {value:.3f}"
-        for name, value in values.items()
-        if name.startswith("Dice_")
-    )
-    progress(
-        f"epoch {epoch + 1}: train loss {values['train_loss']:.4f}, val loss "
-        f"{values['val_loss']:.4f}, Dice {values['mean_Dice']:.3f} ({dice}), "
-        f"{values['epoch_seconds']:.1f} s, {_duration(left)} left",
-        epoch + 1,
-        trainer.num_epochs,
-    )
+def _log(history: History, tracker: Tracker, epoch: int) -> None:
+    tracker.metrics(history.values(epoch), step=epoch, timestamp=history.ended[epoch])
 
 
-def _log(trainer: Any, tracker: Tracker, epoch: int) -> None:
-    ended = trainer.logger.my_fantastic_logging["epoch_end_timestamps"][epoch]
-    tracker.metrics(_values(trainer, epoch), step=epoch, timestamp=float(ended))
-
-
-def _values(trainer: Any, epoch: int) -> dict[str, float]:
-    logged = trainer.logger.my_fantastic_logging
-    per_class = logged["dice_per_class_or_region"][epoch]
-    return {
-        "train_loss": float(logged["train_losses"][epoch]),
-        "val_loss": float(logged["val_losses"][epoch]),
-        **{
-            f"Dice_{name}": float(value)
-            for name, value in zip(_label_names(trainer), per_class, strict=True)
-        },
-        "mean_Dice": float(logged["mean_fg_dice"][epoch]),
-        "ema_Dice": float(logged["ema_fg_dice"][epoch]),
-        "lr": float(logged["lrs"][epoch]),
-        "epoch_seconds": float(
-            logged["epoch_end_timestamps"][epoch] - logged["epoch_start_timestamps"][epoch]
-        ),
-    }
+def _history(trainer: Any, log: dict[str, Any] | None = None) -> History:
+    log = trainer.logger.get_checkpoint() if log is None else log
+    return History.of_log(log, _label_names(trainer))
 
 
 def _label_names(trainer: Any) -> list[str]:
@@ -380,64 +235,22 @@ def _artifacts(config: TaskConfig, trainer: Any, tracker: Tracker, logs: list[Pa
 
 
 def _result(config: TaskConfig, trainer: Any, folder: Path, run_id: str) -> dict[str, Any]:
-    logged = trainer.logger.my_fantastic_logging
-    if not logged["epoch_end_timestamps"]:  # this trainer has not run
-        content = load_checkpoint(folder / FINAL, mmap=True)
-        logged = trainer.logger.my_fantastic_logging = content["logging"]
-    epoch = len(logged["epoch_end_timestamps"]) - 1
+    history = _history(trainer)
+    if not history:  # this trainer has not run
+        history = _history(trainer, load_checkpoint(folder / FINAL, mmap=True)["logging"])
+    epoch = len(history) - 1
     values = {
         name: value if math.isfinite(value) else None
-        for name, value in _values(trainer, epoch).items()
+        for name, value in history.values(epoch).items()
     }
     return {
         "fold": trainer.fold,
         "epochs": epoch + 1,
         **{name: values[name] for name in ("train_loss", "val_loss", "mean_Dice", "ema_Dice")},
-        "Dice": {name: values[f"Dice_{name}"] for name in _label_names(trainer)},
+        "Dice": {name: values[f"Dice_{name}"] for name in history.structures},
         "checkpoint": config.root.relative(folder / FINAL),
         "run_id": run_id,
     }
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-# --- processes and threads ---
-
-
-def _augmentation_processes(config: TaskConfig) -> int:
-    """nnU-Net's worker processes for augmentation.
-
-    A GPU waits for them: nnU-Net's own number, at most the CPUs at hand. On a CPU they would take
-    from the training what they give, and cost its reproducibility, so augmentation runs in
-    between.
-    """
-    from medseg.nnunet.devices import choose_device
-
-    if choose_device(config).type == "cpu":
-        return 0
-    return config.num_processes or min(available_cpus(), 12)
-
-
-@contextmanager
-def _threads(device: str) -> Iterator[None]:
-    """All CPUs for a training on the CPU, one thread beside a GPU, as nnU-Net's command has it."""
-    import torch
-
-    before = torch.get_num_threads()
-    if device == "cuda":
-        torch.set_num_threads(1)
-        torch.backends.cudnn.benchmark = True
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(available_cpus())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 _trains = False

@@ -9,10 +9,12 @@ from typing import Any
 
 from medseg.config import TaskConfig
 from medseg.nnunet.checkpoints import load_checkpoint
-from medseg.nnunet.paths import environment, processes
-from medseg.nnunet.preprocessing import preprocessed, quiet
+from medseg.nnunet.console import quiet
+from medseg.nnunet.devices import processes, threads
+from medseg.nnunet.paths import environment
+from medseg.nnunet.preprocessing import preprocessed
 from medseg.nnunet.raw import ENDING, check_written, remove_others
-from medseg.nnunet.training import _split_of, _threads, require_final
+from medseg.nnunet.resume import require_final, split_of
 from medseg.project import Failures, Manifest, atomic_file, fingerprint, progress
 
 
@@ -35,12 +37,12 @@ def predict_validation(config: TaskConfig, fold: int | str | None = None) -> Pat
         UserError: The dataset is not preprocessed, or the fold's training is not finished.
         CasesFailedError: More cases failed than ``max_failed_cases``.
     """
-    fold = config.fold if fold is None else fold
+    config = config if fold is None else config.model_copy(update={"fold": fold})
     data = preprocessed(config)
-    checkpoint = require_final(config, fold)
-    split = _split_of(config, fold)
+    checkpoint = require_final(config)
+    split = split_of(config)
     cases = sorted(data["cases"] if split == "all" else split["val"])
-    folder = config.fold_folder(fold) / "validation"
+    folder = config.fold_folder() / "validation"
     folder.mkdir(exist_ok=True)
 
     inputs = fingerprint([checkpoint], {"data": data["dataset_hash"], "plans": data["plans_hash"]})
@@ -99,7 +101,7 @@ def _predict(
     count = total - len(cases)
     # Resampling runs beside the next prediction; more than two cases at once only cost memory.
     with (
-        _threads(predictor.device.type),
+        threads(predictor.device.type),
         ThreadPoolExecutor(min(2, processes(config))) as pool,
     ):
         exports: list[tuple[str, Future[None]]] = []

@@ -128,17 +128,17 @@ def in_turn(config: TaskConfig, rounds: int, *what: str) -> dict[str, float]:
 @contextmanager
 def trainer_of(config: TaskConfig, side: str) -> Iterator[Any]:
     """The trainer of one side, with its own way to augment."""
-    from medseg.nnunet.training import _augmentation_processes, _threads
+    from medseg.nnunet.devices import augmentation_processes, threads
 
     ours = side == "ours"
-    workers = {"nnUNet_n_proc_DA": str(_augmentation_processes(config))} if ours else {}
+    workers = {"nnUNet_n_proc_DA": str(augmentation_processes(config))} if ours else {}
     with environment(config, **workers):
         from medseg.nnunet.trainer import find_trainer_class, make_trainer
 
-        trainer = make_trainer(config, 0)
+        trainer = make_trainer(config)
         if not ours:
             trainer = find_trainer_class(config.trainer_class_name)(**trainer.my_init_kwargs)
-        with _threads(trainer.device.type):
+        with threads(trainer.device.type):
             yield trainer
 
 

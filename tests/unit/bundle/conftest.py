@@ -73,7 +73,7 @@ def balance_classes(config: TaskConfig) -> None:
 
     from medseg.bundle.torchscript import _load_network
     from medseg.nnunet import load_checkpoint
-    from medseg.nnunet.prediction import example_patches
+    from medseg.nnunet.preprocessing import example_patches
 
     folder = export_checkpoint(config)
     plans = json.loads((folder.parent / "plans.json").read_text())

@@ -18,7 +18,7 @@ import torch
 from medseg.bundle import convert_pt_to_ts, export_checkpoint, prepare_bundle, segment
 from medseg.bundle.torchscript import _load_network, compare, load_packaged
 from medseg.config import TaskConfig
-from medseg.nnunet.prediction import example_patches
+from medseg.nnunet.preprocessing import example_patches
 from medseg.project import UserError
 from tests.volumes import Volume, contents
 

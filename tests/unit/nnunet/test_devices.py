@@ -48,7 +48,7 @@ def test_a_bfloat16_step_has_the_loss_of_the_float32_step(preprocessed_root, uni
 
     config = write_config(preprocessed_root, configuration="tiny", precision="float32")
     with environment(config, nnUNet_n_proc_DA="0"):
-        trainer = make_trainer(config, 0)
+        trainer = make_trainer(config)
         trainer.initialize()
         loader, _ = trainer.get_dataloaders()
         batch = next(loader)

@@ -265,7 +265,7 @@ def test_extra_configs_reach_the_trainer(own_root: Path) -> None:
         train_extra_configs={"weight_decay": 1, "probabilistic_oversampling": True},
     )
     with environment(config):
-        trainer = make_trainer(config, 0)
+        trainer = make_trainer(config)
     assert trainer.weight_decay == 1.0
     assert trainer.probabilistic_oversampling is True
     assert trainer.num_epochs == 3  # the config sets it
@@ -373,9 +373,9 @@ def test_a_full_disk_is_reported_as_such(
     from medseg.nnunet import environment
     from medseg.nnunet.trainer import make_trainer
 
-    config = trained.config
+    config = write_config(trained.config.root.path, configuration="tiny", fold=4)
     with environment(config):
-        trainer = make_trainer(config, 4)
+        trainer = make_trainer(config)
         trainer.initialize()
         target = tmp_path / "checkpoint_latest.pth"
         trainer.save_checkpoint(str(target))

@@ -1,0 +1,124 @@
+"""nnU-Net's plans and ``dataset.json``: read, and asked what they say for one configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medseg.config import TaskConfig
+from medseg.project import UserError, fingerprint
+
+
+def plans_path(config: TaskConfig) -> Path:
+    """The file of the config's plans."""
+    return config.preprocessed_folder / f"{config.nnunet_plans_name}.json"
+
+
+def read_plans(config: TaskConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """nnU-Net's plans and ``dataset.json`` of the task.
+
+    Raises:
+        UserError: They do not exist yet, or are not valid JSON.
+    """
+    return _read(plans_path(config)), _read(config.preprocessed_folder / "dataset.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run plan_and_preprocess first.") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}): correct the file, or remove it and run "
+            "plan_and_preprocess."
+        ) from None
+
+
+def settings_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """The settings of a configuration, with those that it inherits.
+
+    Args:
+        plans: nnU-Net's plans.
+        configuration: Its name, such as ``3d_fullres``.
+
+    Raises:
+        UserError: The plans do not hold it.
+    """
+    if configuration not in plans["configurations"]:
+        raise UserError(
+            f"configuration: {configuration!r} is not in nnU-Net's plans, which hold "
+            f"{', '.join(plans['configurations'])}."
+        )
+    own = dict(plans["configurations"][configuration])
+    parent = own.pop("inherits_from", None)
+    return {**settings_of(plans, parent), **own} if parent else own
+
+
+def load_plans(plans_file: Path) -> Any:
+    """nnU-Net's ``PlansManager`` of a file.
+
+    Raises:
+        UserError: The file does not exist, or is not valid JSON.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(_read(plans_file))
+
+
+def configuration_of(config: TaskConfig, plans: Any) -> Any:
+    """nnU-Net's ``ConfigurationManager`` of the config's configuration.
+
+    Args:
+        config: The task's config.
+        plans: nnU-Net's ``PlansManager``.
+
+    Raises:
+        UserError: The plans have no such configuration (the message names those they have), or it
+            is the second stage of a cascade.
+    """
+    available = list(plans.plans["configurations"])
+    if config.configuration not in available:
+        raise UserError(
+            f"configuration: the plans {plans_path(config).name} of {config.dataset_name} have no "
+            f"{config.configuration!r}; they have {', '.join(available)}."
+        )
+    configuration = plans.get_configuration(config.configuration)
+    if configuration.previous_stage_name is not None:
+        raise UserError(
+            f"configuration: {config.configuration!r} is the second stage of a cascade and needs "
+            f"predictions of {configuration.previous_stage_name!r} for all cases, which no stage "
+            "here makes: choose another configuration."
+        )
+    return configuration
+
+
+def plans_hash(plans: Any, configuration: Any) -> str:
+    """The hash of what the plans say for one configuration, whatever others they hold.
+
+    Args:
+        plans: nnU-Net's ``PlansManager``.
+        configuration: Its ``ConfigurationManager``.
+    """
+    return fingerprint([], {"plans": _common(plans), "configuration": configuration.configuration})
+
+
+def case_settings(plans: Any, configuration: Any) -> dict[str, Any]:
+    """The part of the plans that decides a preprocessed case: all but the network and batch.
+
+    Args:
+        plans: nnU-Net's ``PlansManager``.
+        configuration: Its ``ConfigurationManager``.
+    """
+    own = {
+        key: value
+        for key, value in configuration.configuration.items()
+        if key not in ("architecture", "batch_size", "batch_dice", "inherits_from")
+    }
+    return {"plans": _common(plans), "configuration": own}
+
+
+def _common(plans: Any) -> dict[str, Any]:
+    return {key: value for key, value in plans.plans.items() if key != "configurations"}
