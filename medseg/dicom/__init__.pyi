@@ -1,4 +1,5 @@
 from .images import read_image as read_image
+from .seg import build_segmentation as build_segmentation
 from .seg import write_segmentation as write_segmentation
 from .shards import convert_shard as convert_shard
 from .shards import deal_studies as deal_studies

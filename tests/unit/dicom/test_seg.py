@@ -115,6 +115,7 @@ def test_refusals(volume: Volume, mask: np.ndarray, tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "holds the label 2, which no segment declares" in refused(mask, volume, {"Spleen": 1})
+    assert "no label names a segment" in refused(mask * 0, volume, {"background": 0})
     assert "has 65 characters" in refused(mask, volume, {"x" * 65: 1, "y": 2})
     assert "resample the mask" in refused(mask[:, :, 1:], volume, LABELS)
     assert "holds fractions" in refused(mask * 0.5, volume, LABELS)
