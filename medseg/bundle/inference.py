@@ -225,9 +225,11 @@ def _segment_case(
     number: int,
     total: int,
 ) -> None:
+    from medseg.imaging import from_zyx
+
     started = time.monotonic()
     image, reference = _read(case, predictor.channels)
-    mask = predictor.segment(image, reference.spacing[::-1]).transpose(2, 1, 0)
+    mask = from_zyx(predictor.segment(image, reference.spacing[::-1]))
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".dcm":
         from medseg.dicom import write_segmentation  # highdicom takes a second to import
@@ -244,17 +246,10 @@ def _segment_case(
 def _read(case: Case, channels: int) -> tuple[np.ndarray[Any, Any], Volume]:
     """The image ``(channel, z, y, x)`` of a case, and the volume of its first channel."""
     from medseg.dicom import read_image
-    from medseg.imaging.volume import check_same_grid
+    from medseg.imaging import to_zyx
 
     volumes = [read_image(path) for path in case.images]
-    first = volumes[0]
-    for other in volumes[1:]:
-        check_same_grid(first, other)
-    arrays = []
-    for volume in volumes:
-        array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
-        arrays.append(np.moveaxis(array, -1, 0).transpose(0, 3, 2, 1))
-    image = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    image = to_zyx(volumes)
     names = [CHANNEL.match(_stem(path)) for path in case.images]
     numbers = [int(name["channel"]) for name in names if name]
     if image.shape[0] != channels or (numbers and numbers != list(range(len(numbers)))):
@@ -264,7 +259,7 @@ def _read(case: Case, channels: int) -> tuple[np.ndarray[Any, Any], Volume]:
             f"{'hold' if len(case.images) > 1 else 'holds'} {image.shape[0]}: give NIfTI files "
             f"{case.name}_0000.nii.gz to {case.name}_{channels - 1:04d}.nii.gz."
         )
-    return image, first
+    return image, volumes[0]
 
 
 def segment_names(packaged: PackagedModel) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,13 +115,15 @@ class Package:
             UserError: The volumes have no common frame of reference or do not overlap, or hold
                 more than one channel each.
         """
+        from medseg.imaging import from_zyx, resampled_onto, to_zyx
+
         reference = volumes[self.task.reference]
-        arrays = []
+        channels = []
         for name in self.channels:
             if volumes[name].array.ndim != 3:
                 raise UserError(f"{volumes[name].name} is 4D: give one 3D file a modality.")
-            arrays.append(_on_grid(volumes[name], reference).array.transpose(2, 1, 0))
-        return self.predictor.segment(np.stack(arrays), reference.spacing[::-1]).transpose(2, 1, 0)
+            channels.append(resampled_onto(volumes[name], reference))
+        return from_zyx(self.predictor.segment(to_zyx(channels), reference.spacing[::-1]))
 
 
 def channel_names(model: PackagedModel) -> list[str]:
@@ -132,48 +134,6 @@ def channel_names(model: PackagedModel) -> list[str]:
     """
     names = model.dataset["channel_names"]
     return [str(names[key]) for key in sorted(names, key=int)]
-
-
-def _on_grid(volume: Volume, reference: Volume) -> Volume:
-    """A volume on the grid of another, resampled with linear interpolation where it is not.
-
-    Beyond its own border it keeps the border's values, as MONAI's ``ResampleToMatch`` does.
-    """
-    from scipy.ndimage import affine_transform
-
-    from medseg.imaging.volume import Volume, check_same_grid
-
-    with suppress(UserError):
-        check_same_grid(reference, volume)
-        return volume
-    frames = [
-        {str(item.get("FrameOfReferenceUID") or "") for item in each.instances}
-        for each in (reference, volume)
-    ]
-    if frames[0] != frames[1] or "" in frames[0]:
-        raise UserError(
-            f"{volume.name} and {reference.name} have no common frame of reference: register the "
-            "one to the other first."
-        )
-    to_volume = np.linalg.inv(volume.affine) @ reference.affine
-    ends = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * np.array(
-        [*(np.array(reference.shape) - 1), 1]
-    )
-    corners = (ends @ to_volume.T)[:, :3]
-    if (corners.max(0) < 0).any() or (corners.min(0) > np.array(volume.shape) - 1).any():
-        raise UserError(
-            f"{volume.name} and {reference.name} do not overlap: register the one to the other "
-            "first."
-        )
-    array = affine_transform(
-        volume.array.astype(np.float32),
-        to_volume[:3, :3],
-        to_volume[:3, 3],
-        reference.shape,
-        order=1,
-        mode="nearest",
-    )
-    return Volume(array, reference.affine, volume.name, volume.instances)
 
 
 # --- DICOM ---

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from medseg.dicom.series import volume_from_instances
 from medseg.dicom.sources import IMAGE_MODALITIES, FolderSource, describe
-from medseg.imaging.nifti import read_nifti
-from medseg.imaging.volume import Volume
+from medseg.imaging import Volume, is_nifti, read_nifti
 from medseg.project import UserError
 
 
@@ -28,7 +27,7 @@ def read_image(path: str | Path) -> Volume:
             regular volume (a missing slice, mixed sizes or orientations, …).
     """
     path = Path(path)
-    if path.name.endswith((".nii", ".nii.gz")):
+    if is_nifti(path):
         return read_nifti(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: name a NIfTI file or a folder with DICOM files.")

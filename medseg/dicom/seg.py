@@ -19,8 +19,7 @@ from pydicom.uid import generate_uid
 
 from medseg import __version__
 from medseg.dicom.images import read_image
-from medseg.imaging.nifti import as_labels
-from medseg.imaging.volume import LPS_TO_RAS, SAME_PLACE, Volume
+from medseg.imaging import LPS_TO_RAS, SAME_PLACE, Volume, as_labels
 from medseg.project import UserError, atomic_file
 
 MANUFACTURER = "kfp-medseg"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, pixel_array  # type: ignore[attr-defined]
 
-from medseg.imaging.volume import LPS_TO_RAS, Volume
+from medseg.imaging import LPS_TO_RAS, Volume
 from medseg.project import UserError
 
 _UNEVEN = 0.01

@@ -27,8 +27,14 @@ from medseg.dicom.cases import pseudonym, safe_name
 from medseg.dicom.seg import LONGEST_NAME, MANUFACTURER, build_segmentation
 from medseg.dicom.targets import open_target
 from medseg.dicom.to_nifti import DEFAULT_SUFFIXES
-from medseg.imaging.nifti import read_label_map, read_nifti
-from medseg.imaging.volume import LPS_TO_RAS, Volume, check_rectangular, check_same_grid
+from medseg.imaging import (
+    LPS_TO_RAS,
+    Volume,
+    check_rectangular,
+    check_same_grid,
+    read_label_map,
+    read_nifti,
+)
 from medseg.project import DataRoot, Failures, UserError, fingerprint, progress, result
 
 _SOP_CLASSES = {"CT": CTImageStorage, "MR": MRImageStorage}

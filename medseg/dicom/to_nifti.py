@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
@@ -18,8 +17,7 @@ from medseg.dicom.cases import case_names
 from medseg.dicom.seg import Segment, paint_segments, read_segments
 from medseg.dicom.series import volume_from_instances
 from medseg.dicom.sources import IMAGE_MODALITIES, Series, Source, describe, open_source
-from medseg.imaging.nifti import as_labels, write_nifti
-from medseg.imaging.volume import Volume, check_same_grid
+from medseg.imaging import Volume, as_labels, check_same_grid, write_nifti
 from medseg.project import DataRoot, Failures, Manifest, UserError, fingerprint, progress
 from medseg.project.files import PARTIAL
 
@@ -344,7 +342,7 @@ def _row(
         "case": case,
         "size": list(image.shape),
         "spacing": [round(value, 4) for value in image.spacing],
-        "orientation": "".join(nibabel.aff2axcodes(image.affine)),
+        "orientation": image.orientation,
         "intensity": [float(image.array.min()), float(image.array.max())],
         "labels": values,
         "volumes_ml": volumes,

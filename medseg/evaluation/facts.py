@@ -199,7 +199,7 @@ def _parts(config: TaskConfig, fold: int | str) -> dict[str, str]:
 
 
 def _from_label(path: Path, parts: dict[str, str], config: TaskConfig) -> CaseFacts:
-    from medseg.imaging.nifti import read_label_map
+    from medseg.imaging import read_label_map
 
     volume = read_label_map(path)
     counts = np.bincount(volume.array.ravel(), minlength=max(config.label_values) + 1)

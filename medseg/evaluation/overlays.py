@@ -52,9 +52,11 @@ def overlay_figure(
     """
     from medseg.imaging import read_nifti
 
-    volumes = [read_nifti(path) for path in (image, reference, prediction)]
-    grey, truth, found = (_to_lps(volume.array, volume.affine) for volume in volumes)
-    spacing = _lps_spacing(volumes[0].affine)
+    volumes = [
+        read_nifti(path).channels[0].turned("LPS") for path in (image, reference, prediction)
+    ]
+    grey, truth, found = (volume.array for volume in volumes)
+    spacing = list(volumes[0].spacing)
     if channel.upper() == "CT":
         low, high = CT_WINDOW
     else:
@@ -147,29 +149,6 @@ def _draw(
         frameon=True, framealpha=0.75,
     )  # fmt: skip
     return png_uri(canvas)
-
-
-def _to_lps(array: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
-    """The array with its axes permuted and flipped so that they run left, posterior, superior."""
-    import nibabel
-
-    if array.ndim == 4:
-        array = array[..., 0]
-    turned: NDArray[Any] = nibabel.orientations.apply_orientation(array, _to_lps_axes(affine))
-    return turned
-
-
-def _to_lps_axes(affine: NDArray[np.float64]) -> Any:
-    from nibabel import orientations
-
-    target = orientations.axcodes2ornt("LPS")
-    return orientations.ornt_transform(orientations.io_orientation(affine), target)
-
-
-def _lps_spacing(affine: NDArray[np.float64]) -> list[float]:
-    steps = np.linalg.norm(affine[:3, :3], axis=0)
-    order = np.argsort(_to_lps_axes(affine)[:, 0])  # source axis of every LPS axis
-    return [float(steps[int(axis)]) for axis in order]
 
 
 def _where(

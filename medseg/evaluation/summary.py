@@ -249,8 +249,7 @@ def _measure(
 ) -> tuple[dict[str, dict[str, Any]], Failures]:
     from dataclasses import replace
 
-    from medseg.imaging.nifti import read_label_map
-    from medseg.imaging.volume import check_same_grid
+    from medseg.imaging import check_same_grid, read_label_map
 
     failures = Failures(stage)
     measured = {}

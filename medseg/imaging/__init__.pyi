@@ -1,3 +1,16 @@
+from .grids import SAME_PLACE as SAME_PLACE
+from .grids import check_rectangular as check_rectangular
+from .grids import check_same_grid as check_same_grid
+from .grids import from_zyx as from_zyx
+from .grids import resampled_onto as resampled_onto
+from .grids import to_zyx as to_zyx
+from .nifti import ENDING as ENDING
+from .nifti import ENDINGS as ENDINGS
+from .nifti import as_labels as as_labels
+from .nifti import is_nifti as is_nifti
+from .nifti import read_label_map as read_label_map
 from .nifti import read_nifti as read_nifti
+from .nifti import stem as stem
 from .nifti import write_nifti as write_nifti
+from .volume import LPS_TO_RAS as LPS_TO_RAS
 from .volume import Volume as Volume

@@ -1,22 +1,56 @@
-"""NIfTI files."""
+"""NIfTI files: their names, the one reader, the one writer."""
 
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-from isal import igzip_threaded
+from isal import igzip, igzip_lib, igzip_threaded
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from medseg.imaging.volume import Volume
 from medseg.project import UserError, atomic_file
 
+ENDING = ".nii.gz"
+"""How the files that we write end."""
+
+ENDINGS = (ENDING, ".nii")
+"""How the files that we read end."""
+
 LEVEL = 2
 """igzip's level: about the size of zlib's default, many times faster."""
+
+_DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
+    ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error,
+    igzip_lib.IsalError,  # a class, whatever its stub says
+)  # fmt: skip
+
+
+def is_nifti(path: str | Path) -> bool:
+    """Whether a file's name is that of a NIfTI file.
+
+    Hidden files are none (macOS leaves ``._CASE.nii.gz`` in archives).
+    """
+    name = Path(path).name
+    return name.endswith(ENDINGS) and not name.startswith(".")
+
+
+def stem(path: str | Path) -> str:
+    """A file's name without the NIfTI ending: ``a.b.nii.gz`` gives ``a.b``."""
+    name = Path(path).name
+    for ending in ENDINGS:
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return name
 
 
 def read_nifti(path: str | Path) -> Volume:
@@ -29,21 +63,47 @@ def read_nifti(path: str | Path) -> Volume:
         The volume; values are scaled where the header says so, integers stay integers otherwise.
 
     Raises:
-        UserError: The file is missing, damaged, or has other dimensions.
+        UserError: The file is missing, damaged, has other dimensions, or holds no plain numbers
+            (colours, complex values).
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: name a NIfTI file.")
-    try:
-        image = nibabel.load(path)
+    with _opened(path) as image:
+        kind = image.get_data_dtype()
+        if kind.kind not in "iuf" or kind.itemsize > 8:
+            raise UserError(
+                f"{path} holds values of the type {kind}: a volume needs one real number a voxel."
+            )
         array = np.asanyarray(image.dataobj)
-    except (ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as NIfTI (damaged?): {error}.") from error
+        affine = _affine(image)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(f"{path} has shape {array.shape}: a volume needs 3 dimensions.")
-    return Volume(array, np.asarray(image.affine, dtype=np.float64), path.name)
+    return Volume(array, affine, path.name)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An open file as nibabel's image, with its voxels still to read.
+
+    The one place where a NIfTI file is opened, and where what readers raise becomes a sentence.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: name a NIfTI file.")
+    try:
+        with igzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            size = stream.read(4)
+            stream.seek(0)
+            second = 540 in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
+            form = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+            yield form.from_file_map(form.make_file_map({"image": stream}), mmap=False)
+    except _DAMAGED as error:
+        raise UserError(f"{path} cannot be read as NIfTI (damaged?): {error}.") from error
+
+
+def _affine(image: Any) -> NDArray[np.float64]:
+    """From voxel index to millimetres in RAS: the one place that decides a file's geometry."""
+    return np.asarray(image.affine, dtype=np.float64)
 
 
 def read_label_map(path: str | Path) -> Volume:
@@ -88,18 +148,19 @@ def write_nifti(array: NDArray[Any], affine: NDArray[np.float64], path: str | Pa
 
     Args:
         array: Voxel values ``[i, j, k]``. Types that NIfTI readers may not know (bool, 64-bit
-            integers) become the label type of :func:`as_labels`; float64 becomes float32.
+            integers) become the label type of :func:`as_labels` where they fit, else int32; float64
+            becomes float32.
         affine: 4x4, from voxel index to millimetres in RAS; its axes perpendicular.
         path: The target, ``.nii.gz`` or ``.nii``.
 
     Returns:
         ``path``.
+
+    Raises:
+        UserError: 64-bit integers do not fit into 32 bits.
     """
     path = Path(path)
-    if array.dtype.kind == "b" or (array.dtype.kind in "iu" and array.dtype.itemsize == 8):
-        array = as_labels(array, path.name)
-    elif array.dtype == np.float64:
-        array = array.astype(np.float32)
+    array = _storable(array, path.name)
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm", "sec")
     image.set_qform(affine, code=1)  # code 1: scanner coordinates
@@ -116,3 +177,19 @@ def write_nifti(array: NDArray[Any], affine: NDArray[np.float64], path: str | Pa
             stream.write(image.header.binaryblock + bytes(4))
             stream.write(array.tobytes(order="F"))
     return path
+
+
+def _storable(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """The array in a type that every NIfTI reader knows."""
+    if array.dtype == np.float64:
+        return array.astype(np.float32)
+    if array.dtype.kind != "b" and not (array.dtype.kind in "iu" and array.dtype.itemsize == 8):
+        return array
+    low, high = array.min(), array.max()
+    if low >= 0 and high <= np.iinfo(np.uint16).max:
+        return as_labels(array, name)
+    if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
+        raise UserError(
+            f"{name} holds values from {low} to {high}: whole numbers must fit into 32 bits."
+        )
+    return array.astype(np.int32)

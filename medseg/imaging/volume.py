@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from nibabel import orientations
 from numpy.typing import NDArray
-
-from medseg.project import UserError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -16,10 +15,6 @@ if TYPE_CHECKING:
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns DICOM's coordinates (left, posterior, superior) into NIfTI's (right, anterior, superior);
 its own inverse."""
-
-SAME_PLACE = 0.05
-"""How far two grids may lie apart at any corner, in voxels, to count as the same grid: headers
-round their numbers, registration errors are larger."""
 
 
 @dataclass(frozen=True)
@@ -52,52 +47,35 @@ class Volume:
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
         return (i, j, k)
 
+    @property
+    def orientation(self) -> str:
+        """Where i, j and k grow to, nearest axes of the patient, such as ``RAS`` or ``LPS``."""
+        return "".join(orientations.aff2axcodes(self.affine))
 
-def check_same_grid(first: Volume, second: Volume) -> None:
-    """Checks that two volumes have the same voxels at the same places.
-
-    Args:
-        first: A volume.
-        second: Another one.
-
-    Raises:
-        UserError: They differ in size, or lie apart by more than 5 % of a voxel at some corner.
-    """
-    if first.shape != second.shape:
-        raise UserError(
-            f"{second.name} has {_size(second.shape)} voxels, but {first.name} has "
-            f"{_size(first.shape)}: resample the one onto the other's grid first."
-        )
-    corners = np.array(
-        [[*(np.array(corner) * (np.array(first.shape) - 1)), 1] for corner in np.ndindex(2, 2, 2)]
-    )
-    apart = np.abs(corners @ (first.affine - second.affine).T).max()
-    if apart > SAME_PLACE * min(first.spacing):
-        raise UserError(
-            f"{second.name} lies {apart:.3g} mm off {first.name}: they have different geometry "
-            "(origin, spacing or orientation); resample the one onto the other's grid first."
+    @property
+    def channels(self) -> tuple[Volume, ...]:
+        """The channels of a 4D volume, each in three dimensions; a 3D volume itself."""
+        if self.array.ndim == 3:
+            return (self,)
+        return tuple(
+            replace(self, array=self.array[..., channel]) for channel in range(self.array.shape[3])
         )
 
+    def turned(self, axes: str) -> Volume:
+        """The same voxels at the same places, with axes permuted and flipped.
 
-def check_rectangular(volume: Volume) -> None:
-    """Checks that a volume's axes are perpendicular, as DICOM series and SimpleITK need them.
+        Args:
+            axes: Where i, j and k should grow to, such as ``LPS``. An oblique volume keeps its own
+                axes, in the order that is nearest.
 
-    Args:
-        volume: The volume.
-
-    Raises:
-        UserError: The affine is singular or sheared.
-    """
-    spacing = np.array(volume.spacing)
-    if not np.isfinite(volume.affine).all() or (spacing < 1e-6).any():
-        raise UserError(f"{volume.name} has no usable affine: its voxels have no extent.")
-    axes = volume.affine[:3, :3] / spacing
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
-        raise UserError(
-            f"{volume.name} is sheared (its axes are not perpendicular, as with a tilted gantry): "
-            "resample it onto a rectangular grid first."
+        Returns:
+            The volume; its array is a view.
+        """
+        turn = orientations.ornt_transform(
+            orientations.io_orientation(self.affine), orientations.axcodes2ornt(axes)
         )
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+        return replace(
+            self,
+            array=orientations.apply_orientation(self.array, turn),
+            affine=self.affine @ orientations.inv_ornt_aff(turn, self.shape),
+        )

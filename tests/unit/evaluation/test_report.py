@@ -280,10 +280,8 @@ def test_other_peoples_style_does_not_leak_in() -> None:
 
 def test_sides_are_right(tmp_path: Path, finished: TaskConfig) -> None:
     """The spleen, which lies left and posterior, is at the right and low in the axial slice."""
-    from medseg.evaluation.overlays import _lps_spacing, _to_lps
-
     label = read_nifti(finished.raw_folder / "labelsTr" / "phantom_001.nii.gz")
-    turned = _to_lps(label.array, label.affine)
+    turned = label.turned("LPS").array
     centre = np.argwhere(turned).mean(axis=0) / turned.shape
     assert centre[0] > 0.55 and centre[1] > 0.5
     # The same anatomy, stored in another order of axes.
@@ -293,6 +291,6 @@ def test_sides_are_right(tmp_path: Path, finished: TaskConfig) -> None:
         @ np.array([[0, 1, 0, 0], [0, 0, 1, 0], [-1, 0, 0, label.shape[2] - 1], [0, 0, 0, 1]]),
         tmp_path / "x.nii.gz",
     )
-    other = read_nifti(tmp_path / "x.nii.gz")
-    assert np.array_equal(_to_lps(other.array, other.affine), turned)
-    assert _lps_spacing(other.affine) == pytest.approx(_lps_spacing(label.affine))
+    other = read_nifti(tmp_path / "x.nii.gz").turned("LPS")
+    assert np.array_equal(other.array, turned)
+    assert other.spacing == pytest.approx(label.turned("LPS").spacing)
