@@ -46,7 +46,7 @@ def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path
     descriptions = [config.results_folder / name for name in ("plans.json", "dataset.json")]
     settings = trained_settings(config, fold)
     schedule = {name: settings[name] for name in ("num_epochs", "initial_lr")}
-    inputs = fingerprint({final, best, *descriptions}, schedule)
+    inputs = fingerprint(schedule, {final, best, *descriptions})
     manifest = Manifest(target, "export_checkpoint")
     if manifest.is_done(inputs) and (models / "nnunet_checkpoint.pth").is_file():
         progress(f"fold {fold}: checkpoints are in the bundle already")

@@ -85,12 +85,12 @@ def segment(
         _segment_case(cases[0], targets[0], packaged, predictor, 1, 1)
         return targets
 
-    settings = [fingerprint([model]), test_time_augmentation, device, precision]
+    settings = [fingerprint({}, [model]), test_time_augmentation, device, precision]
     failures = Failures("segment", private=True)
     written = []
     for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
         with failures.case(case.name):
-            inputs = fingerprint(_files(case), {"settings": settings, "target": target.name})
+            inputs = fingerprint({"settings": settings, "target": target.name}, _files(case))
             manifest = Manifest(output, f"segment-{case.name}")
             if manifest.is_done(inputs):
                 progress(f"{case.name} is segmented already", number, len(cases))

@@ -69,11 +69,12 @@ def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[
         if not path.is_file():
             raise UserError(f"{path} does not exist: train fold {fold} first.")
     metadata = build_metadata(config, fold)
-    inputs = fingerprint([source, *described], {"metadata": metadata, "fold": fold})
+    inputs = fingerprint({"metadata": metadata, "fold": fold}, [source, *described])
     manifest = Manifest(target.parent, "convert_pt_to_ts")
-    if manifest.is_done(inputs):
+    before = manifest.result(inputs)
+    if before is not None:
         progress(f"fold {fold}: model.ts is packaged already")
-        return dict(manifest.read()["result"])
+        return before
 
     import torch
 

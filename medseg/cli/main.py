@@ -9,7 +9,7 @@ import click
 
 from medseg import __version__
 from medseg.cli import cluster, deploy
-from medseg.project.errors import UserError, explain_os_error
+from medseg.project import UserError, explained_os_errors
 
 
 class _Commands(click.Group):
@@ -17,10 +17,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            try:
+            with explained_os_errors():
                 return super().invoke(ctx)
-            except OSError as error:
-                raise explain_os_error(error) or error from error
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(1)

@@ -99,7 +99,7 @@ class Package:
     def identity(self) -> str:
         """Changes with all that decides a result but the images."""
         order = list(self.task.modalities)  # which a fingerprint takes no notice of by itself
-        return fingerprint([self.model_file], {"task": self.task.model_dump(), "order": order})
+        return fingerprint({"task": self.task.model_dump(), "order": order}, [self.model_file])
 
     def segment(self, volumes: Mapping[str, Volume]) -> np.ndarray[Any, Any]:
         """Segments one case.
@@ -210,7 +210,7 @@ def segment_studies(
         with failures.case(case), explained(target.parent):
             chosen = _choose(source, study.uid, package.task, selected.get(study.uid, {}), case)
             inputs = fingerprint(
-                [], {"package": package.identity, **{k: v.state for k, v in chosen.items()}}
+                {"package": package.identity, **{k: v.state for k, v in chosen.items()}}
             )
             manifest = Manifest(target.parent, "inference")
             if _is_done(manifest, target, inputs):
@@ -329,7 +329,7 @@ def segment_files(package: Package, input_folder: Path, output: Path) -> list[Pa
                     f"{case} has no file of modality {missing[0]}: "
                     f"{case}{pattern} is missing in the input folder."
                 )
-            inputs = fingerprint(files.values(), {"package": package.identity})
+            inputs = fingerprint({"package": package.identity}, files.values())
             manifest = Manifest(output, f"inference-{target.name}")
             if _is_done(manifest, target, inputs):
                 progress(f"{case} is segmented already", number, len(cases))
@@ -446,7 +446,7 @@ def _recorded(manifest: Manifest, target: Path, inputs: str) -> Iterator[None]:
     begun.record(inputs, [])
     yield
     manifest.record(inputs, [target])
-    begun.path.unlink()
+    begun.forget()
 
 
 def _is_done(manifest: Manifest, target: Path, inputs: str) -> bool:

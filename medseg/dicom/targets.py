@@ -158,10 +158,10 @@ class _ServerTarget:
         self._record = root.path / ".medseg" / "dicom" / f"sent-{key}"
 
     def is_done(self, case: str, inputs: str) -> bool:
-        manifest = Manifest(self._record, case)
-        if not manifest.is_done(inputs):
+        sent = Manifest(self._record, case).result(inputs)
+        if sent is None:
             return False
-        sent = manifest.read()["result"]  # empty where an earlier version sent to a node
+        # empty where an earlier version sent to a node
         return self._sender.holds(sent.get("study", ""), sent.get("instances", ()))
 
     def store(self, case: str, inputs: str, series: Mapping[str, Sequence[Dataset]]) -> None:

@@ -121,7 +121,7 @@ def nifti_to_dicom(
                 "modality": kind,
                 "version": __version__,
             }
-            inputs = fingerprint(files, settings)
+            inputs = fingerprint(settings, files)
             if not target.is_done(patient, inputs):
                 series = _build(case, patient, dataset, kind, inputs, deidentify)
                 target.store(patient, inputs, series)

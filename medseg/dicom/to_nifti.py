@@ -145,7 +145,7 @@ def _convert(
         "labels": config.labels if config else None,
         "regions": config.regions_class_order if config else None,
     }
-    inputs = fingerprint([], settings)
+    inputs = fingerprint(settings)
     manifest = Manifest(folder, MANIFEST)
     if manifest.is_done(inputs):
         return False

@@ -122,10 +122,9 @@ def promote(config: TaskConfig) -> dict[str, Any]:
             result("promoted model", present)
         return last
     # Kept until all is done: after a kill the candidate may already be the present model.
-    pending, inputs = Manifest(present.parent, "judgement"), fingerprint([candidate], basis)
-    if pending.is_done(inputs):
-        judgement: dict[str, Any] = pending.read()["result"]
-    else:
+    pending, inputs = Manifest(present.parent, "judgement"), fingerprint(basis, [candidate])
+    judgement = pending.result(inputs)
+    if judgement is None:
         judgement = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             **basis,
@@ -140,7 +139,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
             if file_hash(temporary) != digest:
                 raise _changed(candidate)
     write_json(_history_file(config), [*history, judgement])
-    pending.path.unlink()
+    pending.forget()
     progress(judgement["reason"])
     if present.is_file():
         result("promoted model", present)
@@ -243,16 +242,15 @@ def _test_hash(config: TaskConfig) -> str:
     """Over images and labels of the test cases, each by its case's name."""
     files = {case: case_files(config, case) for case in config.test_cases}
     return fingerprint(
-        [],
         {
-            case: fingerprint(path for path in (*images, label) if path.is_file())
+            case: fingerprint({}, (path for path in (*images, label) if path.is_file()))
             for case, (images, label) in files.items()
-        },
+        }
     )
 
 
 def _config_hash(config: TaskConfig) -> str:
-    return fingerprint([], config.model_dump(mode="json", exclude=_NOT_TRAINED))
+    return fingerprint(config.model_dump(mode="json", exclude=_NOT_TRAINED))
 
 
 def _history_file(config: TaskConfig) -> Path:

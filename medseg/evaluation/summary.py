@@ -236,8 +236,8 @@ def log_summary(
 def pairs_fingerprint(pairs: Mapping[str, tuple[Path, Path]], labels: Mapping[str, Label]) -> str:
     """The fingerprint of what decides a summary: the files that are there, cases and labels."""
     return fingerprint(
-        [path for pair in pairs.values() for path in pair if path.is_file()],
         {"labels": dict(labels), "cases": sorted(pairs)},
+        [path for pair in pairs.values() for path in pair if path.is_file()],
     )
 
 

@@ -22,8 +22,14 @@ from typing import Any
 import yaml
 
 from medseg.kubeflow.compiled import CompiledPipeline, read_yaml
-from medseg.project import MOUNT_PATH, DataRoot, UserError, lock, write_json
-from medseg.project.errors import explain_os_error
+from medseg.project import (
+    MOUNT_PATH,
+    DataRoot,
+    UserError,
+    explained_os_errors,
+    lock,
+    write_json,
+)
 from medseg.project.stages import EVENTS_VARIABLE, RUN_VARIABLE
 
 Listener = Callable[[dict[str, Any]], None]
@@ -103,29 +109,30 @@ def run_local(
     checked = pipeline.arguments(arguments)
     started = time.monotonic()
     name = f"{pipeline.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3]
-    try:
-        with lock(root, f"run-{pipeline.name}"), tempfile.TemporaryDirectory() as scratch:
-            folder = root.path / "runs" / name
-            folder.mkdir(parents=True)
-            write_json(folder / "arguments.json", {"pipeline": pipeline.name, **checked})
-            run = LocalRun(name=name, log=folder / "log.txt")
-            places = (MOUNT_PATH if runner == "docker" else root.path, root.path)
-            events = folder / "events.jsonl"
-            events.touch()
-            with (
-                _environment(root, events),
-                _follow(events, functools.partial(_note, run, listener, places)),
-                _stop_with_children(),
-            ):
-                run.succeeded = _execute(
-                    _for_here(pipeline, checked, images=runner == "docker"),
-                    checked,
-                    run.log,
-                    Path(scratch),
-                    _docker(root, name, Path(scratch)) if runner == "docker" else _subprocess(),
-                )
-    except OSError as error:
-        raise explain_os_error(error) or error from error
+    with (
+        explained_os_errors(),
+        lock(root, f"run-{pipeline.name}"),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        folder = root.path / "runs" / name
+        folder.mkdir(parents=True)
+        write_json(folder / "arguments.json", {"pipeline": pipeline.name, **checked})
+        run = LocalRun(name=name, log=folder / "log.txt")
+        places = (MOUNT_PATH if runner == "docker" else root.path, root.path)
+        events = folder / "events.jsonl"
+        events.touch()
+        with (
+            _environment(root, events),
+            _follow(events, functools.partial(_note, run, listener, places)),
+            _stop_with_children(),
+        ):
+            run.succeeded = _execute(
+                _for_here(pipeline, checked, images=runner == "docker"),
+                checked,
+                run.log,
+                Path(scratch),
+                _docker(root, name, Path(scratch)) if runner == "docker" else _subprocess(),
+            )
     run.seconds = time.monotonic() - started
     if not run.succeeded and not run.errors:
         run.errors.append(f"a stage ended without a message; its last words are in {run.log}")

@@ -102,7 +102,7 @@ def plans_hash(plans: Any, configuration: Any) -> str:
         plans: nnU-Net's ``PlansManager``.
         configuration: Its ``ConfigurationManager``.
     """
-    return fingerprint([], {"plans": _common(plans), "configuration": configuration.configuration})
+    return fingerprint({"plans": _common(plans), "configuration": configuration.configuration})
 
 
 def case_settings(plans: Any, configuration: Any) -> dict[str, Any]:

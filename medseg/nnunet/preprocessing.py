@@ -70,11 +70,12 @@ def plan_and_preprocess(config: TaskConfig) -> dict[str, Any]:
         plans_digest = plans_hash(plans, configuration)
         done = _record(config)
         inputs = fingerprint(
-            [folder / "dataset.json"], {"dataset": dataset["dataset_hash"], "plans": plans_digest}
+            {"dataset": dataset["dataset_hash"], "plans": plans_digest}, [folder / "dataset.json"]
         )
-        if done.is_done(inputs):
+        before = done.result(inputs)
+        if before is not None:
             progress(f"{config.configuration} is preprocessed already")
-            return dict(done.read()["result"])
+            return before
         failures = Failures("plan_and_preprocess")
         cases = _preprocess(config, dataset, plans_file, failures)
     _place_references(config, cases)
@@ -108,21 +109,20 @@ def preprocessed(config: TaskConfig) -> dict[str, Any]:
     Raises:
         UserError: The preprocessed dataset is missing or unfinished.
     """
-    record = _record(config)
-    content = record.read()
+    result = _record(config).result()
     plans_file = plans_path(config)
-    if not content or not record.is_done(content["inputs"]) or not plans_file.is_file():
+    if result is None or not plans_file.is_file():
         raise UserError(
             f"the configuration {config.configuration} of {config.preprocessed_folder} is not "
             "preprocessed: run plan_and_preprocess first."
         )
     plans = load_plans(plans_file)
-    if content["result"]["plans_hash"] != plans_hash(plans, configuration_of(config, plans)):
+    if result["plans_hash"] != plans_hash(plans, configuration_of(config, plans)):
         raise UserError(
             f"the plans {plans_file} have changed since the cases were preprocessed: run "
             "plan_and_preprocess again."
         )
-    return dict(content["result"])
+    return result
 
 
 def _record(config: TaskConfig) -> Manifest:
@@ -142,8 +142,8 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
     # By name, not size: the user may edit plans, as nnU-Net's documentation describes.
     planned = Manifest(folder, f"plan-{config.nnunet_plans_name}")
     if (
-        planned.is_done(fingerprint([], settings))
-        and extracted.is_done(fingerprint([], settings))
+        planned.is_done(fingerprint(settings))
+        and extracted.is_done(fingerprint(settings))
         and plans_file.is_file()
         and (folder / "dataset.json").is_file()
     ):
@@ -151,7 +151,7 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
 
     from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 
-    if not extracted.is_done(fingerprint([], settings)):
+    if not extracted.is_done(fingerprint(settings)):
         progress(f"extracting the fingerprint of {len(dataset['cases'])} cases")
         try:
             with bar_as_progress(fingerprint_extractor, "case read"), quiet():
@@ -166,13 +166,13 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
                 "set num_processes lower or give the stage more memory, then run the same command "
                 "again."
             ) from None
-        extracted.record(fingerprint([], settings), [folder / "dataset_fingerprint.json"])
+        extracted.record(fingerprint(settings), [folder / "dataset_fingerprint.json"])
     progress(f"planning {config.nnunet_plans_name}")
     _remove_broken(plans_file)
     planner_class = _planner(config.nnunet_plans_name)
     with quiet():
         planner_class(config.dataset_name, plans_name=config.nnunet_plans_name).plan_experiment()
-    planned.record(fingerprint([], settings), [])
+    planned.record(fingerprint(settings), [])
     return plans_file
 
 
@@ -216,7 +216,7 @@ def _preprocess(
     to_do: dict[str, tuple[Any, ...]] = {}
     for case in dataset["cases"]:
         raw = Manifest(config.raw_folder, f"case-{case}").read()
-        inputs = fingerprint([], {"case": raw["inputs"], **settings})
+        inputs = fingerprint({"case": raw["inputs"], **settings})
         if not Manifest(folder, case).is_done(inputs):
             files = [config.raw_folder / name for name in raw["outputs"]]
             to_do[case] = (case, files, folder, plans_file, config.configuration, inputs)

@@ -105,7 +105,7 @@ def prepare_dataset(config: TaskConfig) -> dict[str, Any]:
                 )
     done = Manifest(config.raw_folder, "prepare_dataset")
     if to_do:  # what follows is half a dataset until the record is written again
-        done.path.unlink(missing_ok=True)
+        done.forget()
         kept = len(hashes) - len(to_do)
         count = kept
         for case, _ in for_each_case(_prepare_case, to_do, failures, processes(config)):
@@ -128,18 +128,13 @@ def prepared(config: TaskConfig) -> dict[str, Any]:
     Raises:
         UserError: The raw dataset is missing or unfinished.
     """
-    record = Manifest(config.raw_folder, "prepare_dataset")
-    content = record.read()
-    if (
-        not content
-        or not record.is_done(content["inputs"])
-        or content["result"]["labels"] != config.labels
-    ):
+    result = Manifest(config.raw_folder, "prepare_dataset").result()
+    if result is None or result["labels"] != config.labels:
         raise UserError(
             f"the raw dataset {config.raw_folder} is missing, unfinished or made for other labels: "
             "run prepare_dataset first."
         )
-    return dict(content["result"])
+    return result
 
 
 def dataset_record(config: TaskConfig) -> dict[str, Any]:
@@ -172,7 +167,7 @@ def prepared_hashes(config: TaskConfig) -> dict[str, str]:
 
 def _case_hash(config: TaskConfig, files: Case, channels: list[str]) -> str:
     settings = {"labels": config.labels, "channels": channels}
-    return fingerprint([*files.images, files.label], settings)
+    return fingerprint(settings, [*files.images, files.label])
 
 
 def place(source: Path, target: Path, *, link: bool = True) -> None:
@@ -459,7 +454,7 @@ def _finish(
         "file_ending": ENDING,
     }
     dataset_hash = fingerprint(
-        [], {"cases": {case: hashes[case] for case in cases}, "dataset": description}
+        {"cases": {case: hashes[case] for case in cases}, "dataset": description}
     )
     result = {
         "cases": cases,
@@ -471,7 +466,7 @@ def _finish(
     }
     if prepared_hashes(config) != hashes:
         write_json(raw / ".medseg" / HASHES, hashes)
-    if done.is_done(dataset_hash) and done.read()["result"] == result:
+    if done.result(dataset_hash) == result:
         return result
     images = [f"{case}_{index:04d}{ENDING}" for case in cases for index in range(len(channels))]
     labels = [f"{case}{ENDING}" for case in cases]

@@ -71,12 +71,11 @@ def _train(config: TaskConfig) -> dict[str, Any]:
         require_final(config)
     data = preprocessed(config)
     identity = fingerprint(
-        [],
         {
             "dataset": data["dataset_hash"],
             "plans": data["plans_hash"],
             "split": split_of(config),
-        },
+        }
     )
     with environment(config, nnUNet_n_proc_DA=str(augmentation_processes(config))):
         from medseg.nnunet.trainer import make_trainer
@@ -85,7 +84,7 @@ def _train(config: TaskConfig) -> dict[str, Any]:
         settings = trainer.settings()
         record = {"data": identity, "settings": settings}
         finished = Manifest(folder, "train")
-        if config.run_validation_only or finished.is_done(fingerprint([], record)):
+        if config.run_validation_only or finished.is_done(fingerprint(record)):
             progress(f"fold {config.fold} is trained already")
             return _finished_before(config, trainer, finished, data)
         resumption = resume(config, record, trainer)
@@ -93,12 +92,12 @@ def _train(config: TaskConfig) -> dict[str, Any]:
             return _finished_before(config, trainer, finished, data)
         folder.mkdir(parents=True, exist_ok=True)
         with open_run(config, config.fold) as tracker:
-            finished.path.unlink(missing_ok=True)
+            finished.forget()
             cases = preprocessed_cases(config, data["dataset_hash"])
             write_json(record_path(folder), {**record, "cases": cases})
             _run(config, trainer, resumption.checkpoint, tracker, data)
             result = _result(config, trainer, folder, tracker.run_id)
-    finished.record(fingerprint([], record), [folder / FINAL], result)
+    finished.record(fingerprint(record), [folder / FINAL], result)
     return result
 
 

@@ -45,7 +45,7 @@ def predict_validation(config: TaskConfig, fold: int | str | None = None) -> Pat
     folder = config.fold_folder() / "validation"
     folder.mkdir(exist_ok=True)
 
-    inputs = fingerprint([checkpoint], {"data": data["dataset_hash"], "plans": data["plans_hash"]})
+    inputs = fingerprint({"data": data["dataset_hash"], "plans": data["plans_hash"]}, [checkpoint])
     to_do = [case for case in cases if not Manifest(folder, case).is_done(inputs)]
     failures = Failures("predict_validation")
     if to_do:
@@ -55,7 +55,7 @@ def predict_validation(config: TaskConfig, fold: int | str | None = None) -> Pat
     failures.check(len(cases), config.max_failed_cases)
     predicted = [case for case in cases if case not in failures.reasons]
     done = Manifest(folder, "summary")
-    all_inputs = fingerprint([], {"checkpoint": inputs, "cases": predicted})
+    all_inputs = fingerprint({"checkpoint": inputs, "cases": predicted})
     if not done.is_done(all_inputs) or not (folder / "summary.json").is_file():
         remove_others(folder, [f"{case}{ENDING}" for case in predicted])
         remove_others(folder / ".medseg", [f"{case}.json" for case in predicted])

@@ -1,8 +1,12 @@
 from . import variables as variables
 from .errors import CasesFailedError as CasesFailedError
 from .errors import UserError as UserError
+from .errors import explain_os_error as explain_os_error
+from .errors import explained_os_errors as explained_os_errors
 from .files import atomic_file as atomic_file
 from .files import atomic_folder as atomic_folder
+from .files import private_folder as private_folder
+from .files import read_json as read_json
 from .files import scratch_folder as scratch_folder
 from .files import write_json as write_json
 from .files import write_text as write_text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -59,3 +61,19 @@ def explain_os_error(error: OSError) -> UserError | None:
             "Mount it writable (or run as its owner), then run the same command again."
         )
     return None
+
+
+@contextmanager
+def explained_os_errors() -> Iterator[None]:
+    """Makes a sentence of an error of the volume: a full disk, no right to write.
+
+    Raises:
+        UserError: As :func:`explain_os_error` words it; other errors stay what they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        explained = explain_os_error(error)
+        if explained is None:
+            raise
+        raise explained from error

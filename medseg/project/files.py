@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from medseg.project.errors import UserError
+
 PARTIAL = ".partial-"
 """What the name of unfinished work starts with; it may be deleted at any time."""
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Gives a temporary file name beside ``path``, which is renamed to ``path`` on success.
 
     The temporary name keeps the suffixes of ``path`` (writers choose the format by them).
@@ -27,6 +29,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Args:
         path: The target. Its folder is made if needed.
+        private: Whether its owner alone may read the file, from the first byte on (mode 0600);
+            folders that are made for it then have mode 0700.
 
     Yields:
         The name to write to.
@@ -34,10 +38,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: Also where the writing library hides a full disk behind another error.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(path.parent, 0o700 if private else 0o777)
     remove_stale(path)
     temporary = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
-    temporary.touch()
+    temporary.touch(0o600 if private else 0o666)
     try:
         with _claimed(temporary), disk_errors(temporary):
             yield temporary
@@ -144,12 +148,79 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.replace(path)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path``, all of it or nothing."""
-    with atomic_file(path) as temporary:
+def private_folder(folder: Path) -> Path:
+    """Makes ``folder`` one that its owner alone may enter (mode 0700), also where it is there.
+
+    Args:
+        folder: The folder; missing parents are made as any folder is.
+
+    Returns:
+        The folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        with suppress(PermissionError):  # another user's, who alone can close it
+            folder.chmod(0o700)
+    return folder
+
+
+def _make_folders(folder: Path, mode: int) -> None:
+    """Like ``mkdir(parents=True)``, but all that are made get the mode."""
+    if not folder.is_dir():
+        _make_folders(folder.parent, mode)
+        folder.mkdir(mode, exist_ok=True)
+
+
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Writes ``text`` to ``path``, all of it or nothing; ``private`` as in :func:`atomic_file`."""
+    with atomic_file(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON to ``path``, all of it or nothing."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
+    """Writes ``value`` as indented JSON to ``path``, all of it or nothing.
+
+    Args:
+        path: The file.
+        value: What to write.
+        private: As in :func:`atomic_file`.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", private=private)
+
+
+_REQUIRED = object()
+
+
+def read_json(path: Path, default: Any = _REQUIRED, *, remedy: str = "") -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: The file.
+        default: What a file that is not there stands for. What the file holds must be of the same
+            type (an object, a list).
+        remedy: What to do about a damaged file, a sentence; by default to restore it, or to
+            remove it and repeat the work that wrote it.
+
+    Raises:
+        UserError: The file is damaged (no JSON, or of another type); the message names it.
+        FileNotFoundError: It is not there, and there is no default.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if default is _REQUIRED:
+            raise
+        return default
+    except ValueError as error:
+        reason = f"no valid JSON: {error}"
+    else:
+        kind = _JSON_NAMES.get(type(default))
+        if kind is None or isinstance(content, type(default)):
+            return content
+        reason = f"no JSON {kind}"
+    remedy = remedy or "Restore it, or remove it and run the stage that writes it again."
+    raise UserError(f"{path} is damaged ({reason}). {remedy}")
+
+
+_JSON_NAMES: dict[type, str] = {dict: "object", list: "list"}

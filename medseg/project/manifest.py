@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg import __version__
-from medseg.project.files import write_json
+from medseg.project.errors import UserError
+from medseg.project.files import read_json, write_json
 
 
 def file_hash(path: Path) -> str:
@@ -19,17 +20,17 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(files: Iterable[Path], settings: Mapping[str, Any] | None = None) -> str:
-    """One SHA-256 over the names and contents of ``files`` and over ``settings``.
+def fingerprint(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> str:
+    """One SHA-256 over ``settings`` and over the names and contents of ``files``.
 
     Args:
-        files: Files to read; their order does not matter, their names do (not their folders).
         settings: Values that decide the result; must be serialisable as JSON.
+        files: Files to read; their order does not matter, their names do (not their folders).
 
     Returns:
         64 hexadecimal digits.
     """
-    total = hashlib.sha256(json.dumps(settings or {}, sort_keys=True, default=str).encode())
+    total = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for path in sorted(files):
         total.update(f"\0{path.name}\0{file_hash(path)}".encode())
     return total.hexdigest()
@@ -44,19 +45,20 @@ class Manifest:
     Args:
         folder: The folder of the outputs. The record is ``<folder>/.medseg/<name>.json``.
         name: The stage, or the stage and case.
+        private: Whether its owner alone may read the record, as it names what identifies patients.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *, private: bool = False) -> None:
         self.folder = folder
         self.path = folder / ".medseg" / f"{name}.json"
+        self.private = private
 
     def read(self) -> dict[str, Any]:
         """The record: ``inputs``, ``outputs``, ``result``, ``version``, ``finished``; or ``{}``."""
         try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return dict(read_json(self.path, {}))
+        except (OSError, UserError):  # then nothing counts as done
             return {}
-        return record if isinstance(record, dict) else {}
 
     def is_done(self, inputs: str) -> bool:
         """Whether the work on these inputs is finished and its outputs are whole.
@@ -64,14 +66,29 @@ class Manifest:
         Args:
             inputs: The :func:`fingerprint` of the inputs.
         """
+        return self.result(inputs) is not None
+
+    def result(self, inputs: str | None = None) -> dict[str, Any] | None:
+        """The recorded result of finished work whose outputs are whole.
+
+        Args:
+            inputs: The :func:`fingerprint` of the inputs; None means whatever they were.
+
+        Returns:
+            The ``result`` given to :meth:`record`; None where the work is not done.
+        """
         record = self.read()
-        if record.get("inputs") != inputs:
-            return False
+        if "inputs" not in record or inputs not in (None, record["inputs"]):
+            return None
         for name, size in record.get("outputs", {}).items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size:
-                return False
-        return True
+                return None
+        return dict(record.get("result", {}))
+
+    def forget(self) -> None:
+        """Removes the record, so that the work counts as not done."""
+        self.path.unlink(missing_ok=True)
 
     def record(
         self, inputs: str, outputs: Iterable[Path], result: Mapping[str, Any] | None = None
@@ -95,4 +112,5 @@ class Manifest:
                 "version": __version__,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             },
+            private=self.private,
         )

@@ -12,12 +12,17 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from medseg.project.errors import CasesFailedError, UserError, explain_os_error
+from medseg.project.errors import (
+    CasesFailedError,
+    UserError,
+    explain_os_error,
+    explained_os_errors,
+)
 from medseg.project.locks import lock
 from medseg.project.roots import DataRoot
 
@@ -60,18 +65,12 @@ def stage(name: str, *, target: str = "") -> Iterator[DataRoot]:
     _end_with_run()
     _announce("start", target)
     try:
-        with ExitStack() as stack:
-            try:
-                root = DataRoot.from_environment()
-                given = _same_place(root, target)
-                key = "-".join(filter(None, (name, re.sub(r"[^\w.=-]+", "_", given).strip("_"))))
-                stack.enter_context(lock(root, f"stage-{key}"))
+        with explained_os_errors():
+            root = DataRoot.from_environment()
+            given = _same_place(root, target)
+            key = "-".join(filter(None, (name, re.sub(r"[^\w.=-]+", "_", given).strip("_"))))
+            with lock(root, f"stage-{key}"):
                 yield root
-            except OSError as error:
-                explained = explain_os_error(error)
-                if explained is None:
-                    raise
-                raise explained from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         _announce("error", str(error), error=type(error).__name__)

@@ -22,35 +22,33 @@ EXPORT = Path("/var/run/holoscan/export")
 
 def main(arguments: list[str]) -> int:
     """Runs one command; returns the exit status."""
-    from medseg.project import DataRoot, UserError, stage
-    from medseg.project.errors import explain_os_error
+    from medseg.project import DataRoot, UserError, explained_os_errors, stage
     from medseg.project.stages import EVENTS_VARIABLE
 
     # the first process of a container ignores signals that it does not handle
     signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
     try:
-        if arguments[:1] == ["show"]:
-            show()
-        elif arguments[:1] == ["export"]:
-            export()
-        elif arguments[:1] == ["stage"]:
-            with stage("inference", target=arguments[2]) as root:
+        with explained_os_errors():
+            if arguments[:1] == ["show"]:
+                show()
+            elif arguments[:1] == ["export"]:
+                export()
+            elif arguments[:1] == ["stage"]:
+                with stage("inference", target=arguments[2]) as root:
+                    segment(
+                        root.resolve(arguments[1], field="input_folder_path"),
+                        root.resolve(arguments[2], field="output_folder_path"),
+                    )
+            else:
+                if os.access(place("HOLOSCAN_LOGS_PATH"), os.W_OK):
+                    os.environ[EVENTS_VARIABLE] = str(place("HOLOSCAN_LOGS_PATH") / "events.jsonl")
+                root = DataRoot(place("HOLOSCAN_WORKDIR"))
                 segment(
-                    root.resolve(arguments[1], field="input_folder_path"),
-                    root.resolve(arguments[2], field="output_folder_path"),
+                    root.path / place("HOLOSCAN_INPUT_PATH"),
+                    root.path / place("HOLOSCAN_OUTPUT_PATH"),
                 )
-        else:
-            if os.access(place("HOLOSCAN_LOGS_PATH"), os.W_OK):
-                os.environ[EVENTS_VARIABLE] = str(place("HOLOSCAN_LOGS_PATH") / "events.jsonl")
-            root = DataRoot(place("HOLOSCAN_WORKDIR"))
-            segment(
-                root.path / place("HOLOSCAN_INPUT_PATH"), root.path / place("HOLOSCAN_OUTPUT_PATH")
-            )
-    except (UserError, OSError) as error:
-        explained = error if isinstance(error, UserError) else explain_os_error(error)
-        if explained is None:
-            raise
-        print(f"error: {explained}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -98,16 +96,14 @@ def ended_at_once():
 @contextlib.contextmanager
 def failures_in_words():
     """Turns what MONAI Deploy's operators raise into a sentence, without values of the headers."""
-    from medseg.project import UserError
-    from medseg.project.errors import explain_os_error
+    from medseg.project import UserError, explained_os_errors
 
     try:
-        yield
+        with explained_os_errors():
+            yield
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and (explained := explain_os_error(error)) is not None:
-            raise explained from error
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
             f"the series cannot be chosen ({type(error).__name__} in {Path(last.filename).name}, "

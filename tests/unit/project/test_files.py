@@ -1,4 +1,6 @@
 import errno
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from medseg.project import Manifest, atomic_file, atomic_folder, fingerprint, write_json
+from medseg.project import (
+    Manifest,
+    UserError,
+    atomic_file,
+    atomic_folder,
+    fingerprint,
+    private_folder,
+    read_json,
+    write_json,
+)
 from tests.volumes import Volume
 
 
@@ -124,16 +135,27 @@ def test_manifest_knows_changed_inputs_and_damaged_outputs(tmp_path: Path) -> No
     source.write_text("1")
     output.write_text("12345")
     manifest = Manifest(tmp_path, "stage")
-    inputs = fingerprint([source], {"size": 3})
+    inputs = fingerprint({"size": 3}, [source])
     assert not manifest.is_done(inputs)
     manifest.record(inputs, [output], {"cases": 1})
     assert manifest.is_done(inputs)
-    assert manifest.read()["result"] == {"cases": 1}
-    assert not manifest.is_done(fingerprint([source], {"size": 4}))
+    assert manifest.result(inputs) == manifest.result() == {"cases": 1}
+    assert not manifest.is_done(fingerprint({"size": 4}, [source]))
     source.write_text("2")
-    assert not manifest.is_done(fingerprint([source], {"size": 3}))
+    assert not manifest.is_done(fingerprint({"size": 3}, [source]))
+    assert manifest.result(fingerprint({"size": 3}, [source])) is None
     output.write_text("123")
     assert not manifest.is_done(inputs)
+    assert manifest.result() is None
+
+
+def test_a_manifest_can_be_forgotten(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path, "stage")
+    manifest.record("x", [])
+    assert manifest.result("x") == {}  # done, with nothing to report
+    manifest.forget()
+    assert not manifest.is_done("x")
+    manifest.forget()
 
 
 def test_manifest_that_is_no_json_counts_as_nothing_done(tmp_path: Path) -> None:
@@ -142,3 +164,70 @@ def test_manifest_that_is_no_json_counts_as_nothing_done(tmp_path: Path) -> None
     manifest.path.write_text("{")
     assert manifest.read() == {}
     assert not manifest.is_done("x")
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_private_files_are_their_owners_from_the_first_byte(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "deeper" / "x.json"
+    with atomic_file(target, private=True) as temporary:
+        assert mode(temporary) == 0o600
+        temporary.write_text("Doe^Jane")
+    assert mode(target) == 0o600
+    assert mode(target.parent) == mode(target.parent.parent) == 0o700
+    write_json(target, ["Doe^Jane"], private=True)
+    assert mode(target) == 0o600
+    Manifest(tmp_path / "record", "send", private=True).record("inputs", [])
+    modes = {path.name: mode(path) for path in (tmp_path / "record").rglob("*")}
+    assert modes == {".medseg": 0o700, "send.json": 0o600}
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_a_private_folder_is_closed_where_it_is_there_already(tmp_path: Path) -> None:
+    folder = tmp_path / ".medseg" / "dicom"
+    assert mode(private_folder(folder)) == 0o700
+    assert mode(folder.parent) == 0o775
+    folder.chmod(0o755)
+    private_folder(folder)
+    assert mode(folder) == 0o700
+
+
+def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    assert read_json(path, {}) == {}
+    with pytest.raises(FileNotFoundError):
+        read_json(path)
+    write_json(path, {"name": "Säge"})
+    assert read_json(path) == read_json(path, {}) == {"name": "Säge"}
+
+
+@pytest.mark.parametrize(
+    ("content", "default", "reason"),
+    [
+        (b'{"half": ', {}, "no valid JSON: Expecting value: line 1"),
+        (b"\xff\xfe", {}, "no valid JSON: 'utf-8' codec"),
+        (b"[]", {}, "no JSON object"),
+        (b"{}", [], "no JSON list"),
+    ],
+)
+def test_damaged_json_is_named_in_one_sentence(
+    tmp_path: Path, content: bytes, default: object, reason: str
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_json(path, default)
+    assert str(caught.value).startswith(f"{path} is damaged ({reason}")
+    assert str(caught.value).endswith("remove it and run the stage that writes it again.")
+    with pytest.raises(UserError, match=r"\. Correct it\.$"):
+        read_json(path, default, remedy="Correct it.")

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from medseg.project import CasesFailedError, DataRoot, Failures, UserError, lock, progress, stage
+from medseg.project import (
+    CasesFailedError,
+    DataRoot,
+    Failures,
+    UserError,
+    explained_os_errors,
+    lock,
+    progress,
+    stage,
+)
 from medseg.project.stages import EVENTS_VARIABLE, RUN_VARIABLE
 
 
@@ -41,6 +50,15 @@ def test_errors_of_the_volume_become_sentences(
 def test_other_errors_keep_their_traceback(root: DataRoot) -> None:
     with pytest.raises(FileNotFoundError), stage("train"):
         raise FileNotFoundError(errno.ENOENT, "gone", "x")
+
+
+def test_an_error_that_is_not_the_volumes_is_not_its_own_cause() -> None:
+    with pytest.raises(FileNotFoundError) as caught, explained_os_errors():
+        raise FileNotFoundError(errno.ENOENT, "gone", "x")
+    assert caught.value.__cause__ is None
+    with pytest.raises(UserError, match="the disk is full") as explained, explained_os_errors():
+        raise OSError(errno.ENOSPC, "full", "x")
+    assert isinstance(explained.value.__cause__, OSError)
 
 
 def test_events(root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
