@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.bundle.templates import render
-from medseg.config import TaskConfig
+from medseg.config import Labels, TaskConfig
 from medseg.nnunet.plans import read_plans, settings_of
 from medseg.nnunet.raw import dataset_record
 from medseg.project import UserError
@@ -40,9 +40,10 @@ def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[st
     plans, dataset = read_plans(config)
     settings = settings_of(plans, config.configuration)
     channels = [str(name) for _, name in sorted(dataset["channel_names"].items(), key=_number)]
-    labels = label_names(dataset)
-    foreground = [name for value, name in labels.items() if value != "0"]
-    names = ", ".join(foreground)
+    labels = Labels.of(dataset["labels"], dataset.get("regions_class_order"))
+    # of regions, the name at a value is the one that is painted with it
+    painted = sorted(labels.painted.items(), key=lambda item: item[1])
+    names = ", ".join(name for name, value in painted if value)
     modality = "/".join(dict.fromkeys(map(_modality, channels)))
     is_ct = all(name.upper() == "CT" for name in channels)
     patch = list(settings["patch_size"])
@@ -60,7 +61,7 @@ def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[st
             modality=modality,
             cases=dataset["numTraining"],
             channels={str(index): name for index, name in enumerate(channels)},
-            labels=labels,
+            labels={str(value): name for name, value in painted},
             patch=patch,
             value_range=hounsfield if is_ct else [],
             eval_metrics=validation_dice(config, fold, labels),
@@ -89,29 +90,7 @@ def merge(generated: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def label_names(dataset: Mapping[str, Any]) -> dict[str, str]:
-    """The names of the values that a predicted label map holds.
-
-    Of region-based labels the name at a value is the region that nnU-Net paints with it
-    (``regions_class_order``); regions painted later cover it.
-
-    Args:
-        dataset: nnU-Net's ``dataset.json``.
-
-    Returns:
-        Value, as text, to name; ascending; the ignore label is left out.
-    """
-    order = dataset.get("regions_class_order")
-    named = {name: value for name, value in dataset["labels"].items() if name != "ignore"}
-    if order:
-        foreground = [name for name, value in named.items() if value not in (0, [0])]
-        named = {"background": 0, **dict(zip(foreground, order, strict=True))}
-    return {str(value): name for name, value in sorted(named.items(), key=lambda item: item[1])}
-
-
-def validation_dice(
-    config: TaskConfig, fold: int | str | None, labels: Mapping[str, str]
-) -> dict[str, float]:
+def validation_dice(config: TaskConfig, fold: int | str | None, labels: Labels) -> dict[str, float]:
     """Mean Dice of the fold's validation cases, over all and per label; empty before validation."""
     path = config.fold_folder(fold) / "validation" / "summary.json"
     try:
@@ -120,7 +99,7 @@ def validation_dice(
         return {}
     values = {"mean_dice": summary["foreground_mean"]["Dice"]}
     for key, measures in summary["mean"].items():
-        values[f"dice_{labels.get(key, key)}"] = measures["Dice"]
+        values[f"dice_{labels.names.get(key, key)}"] = measures["Dice"]
     return {name: round(value, 4) for name, value in values.items() if value == value}  # no NaN
 
 

@@ -31,22 +31,26 @@ def run_demo(data_root: Path, dataset: Path | None) -> bool:
         run = show_run(read_pipeline(name), root, arguments)
         if not run.succeeded:
             return False
-    _show_metrics(demo.config)
+    show_metrics(demo.config)
     for label, path in run.results:
         if label == "report":
             Console().print(f"{label}: {path}", soft_wrap=True, highlight=False)
     return True
 
 
-def _show_metrics(config: TaskConfig) -> None:
+def show_metrics(config: TaskConfig) -> None:
+    """Prints the means of the validation and the test summary, a row for each structure.
+
+    Args:
+        config: The task's config.
+    """
     table = Table(title="Metrics (mean over cases)", title_justify="left")
     for column in ("cases", "structure", "Dice", "IoU", "ASD / mm", "HD95 / mm"):
         table.add_column(column)
-    names = {str(value): name for name, value in config.labels.items()}
     for part, summary in read_summaries(config).items():
         count = len(summary["metric_per_case"])
-        for label, metrics in summary["mean"].items():
+        for key, metrics in summary["mean"].items():
             values = (metrics.get(key) for key in ("Dice", "IoU", "ASD", "HD95"))
             cells = ("–" if value is None else f"{value:.3f}" for value in values)
-            table.add_row(f"{part} ({count})", names.get(label, label), *cells)
+            table.add_row(f"{part} ({count})", summary["labels"].get(key, key), *cells)
     Console().print(table)

@@ -19,13 +19,14 @@ from pydantic import (
     model_validator,
 )
 
+from medseg.config.labels import Label, Labels
 from medseg.project import DataRoot, UserError
 
 LABEL_KEY = "label"
 """The key of ``modality_dict`` that names the label's suffix; every other key is a channel."""
 
-Label = int | list[int]
-
+DEFAULT_SUFFIXES = {"image": "_image.nii.gz", LABEL_KEY: "_label.nii.gz"}
+"""The ``modality_dict`` of a config that has none, and of a dataset without a config."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 """Names that become parts of file names."""
@@ -63,23 +64,17 @@ class TaskConfig(_Strict):
 
     # --- the data ---
     data_dir: str = Field(description="folder of the NIfTI dataset")
-    output_data_dir: str | None = Field(
-        None, description="accepted for MAIA's files; data_dir is used"
-    )
     dataset_format: Literal["subfolders", "decathlon"] = Field(
         "subfolders", description="<case>/<case><suffix>, or imagesTr/labelsTr with dataset.json"
     )
     modality_dict: dict[str, str] = Field(
-        default_factory=lambda: {"image": "_image.nii.gz", LABEL_KEY: "_label.nii.gz"},
+        default_factory=DEFAULT_SUFFIXES.copy,
         description="file suffix of every channel and of the label",
     )
     modality_list: list[str] | None = Field(
         None,
         description="nnU-Net channel names in the order of modality_dict, such as [CT]; "
         "they decide the intensity normalisation",
-    )
-    concat_modalities_flag: bool = Field(
-        False, description="accepted for MAIA's files; several channels are always stacked"
     )
     labels: dict[str, Label] = Field(description="label names to values, background: 0 included")
     label_dict: dict[str, Label] | None = Field(
@@ -95,6 +90,10 @@ class TaskConfig(_Strict):
     test_cases: list[str] = Field(
         default_factory=list, description="cases held back from training, as a fixed test set"
     )
+
+    # --- accepted for MAIA's files, without effect ---
+    output_data_dir: str | None = Field(None, description="data_dir is used")
+    concat_modalities_flag: bool = Field(False, description="several channels are always stacked")
 
     # --- nnU-Net ---
     nnunet_root_dir: str = Field("nnUNet", description="folder of nnU-Net's three folders")
@@ -183,6 +182,8 @@ class TaskConfig(_Strict):
     @classmethod
     def _whole_labels(cls, value: Any) -> Any:
         for name, given in value.items() if isinstance(value, dict) else ():
+            if given == []:
+                raise ValueError(f"{name}: has no value")
             for number in given if isinstance(given, list) else [given]:
                 if isinstance(number, bool) or (isinstance(number, int) and number < 0):
                     raise ValueError(f"{name}: values must be whole numbers from 0")
@@ -190,10 +191,7 @@ class TaskConfig(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskConfig:
-        if self.labels.get("background") != 0:
-            raise ValueError("labels: must hold 'background: 0'")
-        if len(self.labels) < 2:
-            raise ValueError("labels: must name at least one structure beside the background")
+        Labels.of(self.labels, self.regions_class_order)  # raises where they break a rule
         for name, value in (self.label_dict or {}).items():
             if self.labels.get(name) != value:
                 raise ValueError(f"label_dict: {name}: {value} does not agree with labels")
@@ -206,19 +204,6 @@ class TaskConfig(_Strict):
                 f"modality_list: must name {len(self.channels)} channels, "
                 "as many as modality_dict without 'label'"
             )
-        if self.has_regions and not self.regions_class_order:
-            raise ValueError(
-                "regions_class_order: is needed where a label is a list of values (region-based)"
-            )
-        regions = len(self.labels.keys() - {"background", "ignore"})
-        if self.has_regions and len(self.regions_class_order or ()) != regions:
-            raise ValueError(
-                f"regions_class_order: must hold {regions} values, one for each label but the "
-                "background"
-            )
-        values = self.label_values
-        if not self.has_regions and values != list(range(len(values))):
-            raise ValueError("labels: values must be consecutive: 0, 1, 2, … (nnU-Net's rule)")
         return self
 
     # --- what follows from the fields ---
@@ -233,17 +218,9 @@ class TaskConfig(_Strict):
         return self.modality_dict[LABEL_KEY]
 
     @property
-    def has_regions(self) -> bool:
-        """Whether some label is a region, that is, a union of values."""
-        return any(isinstance(value, list) for value in self.labels.values())
-
-    @property
-    def label_values(self) -> list[int]:
-        """All values that a label map may hold, ascending, 0 included."""
-        values: set[int] = set()
-        for value in self.labels.values():
-            values.update(value if isinstance(value, list) else [value])
-        return sorted(values)
+    def label_set(self) -> Labels:
+        """What :attr:`labels` and :attr:`regions_class_order` mean together."""
+        return Labels.of(self.labels, self.regions_class_order)
 
     @property
     def dataset_id(self) -> int:
@@ -353,8 +330,9 @@ def load_config(path: str | Path, root: DataRoot | None = None, *, fold: int = -
         findings = "; ".join(_finding(item) for item in error.errors())
         raise UserError(f"the config {file} has errors: {findings}.") from None
     config._root, config._path = root, file
-    for resolved in (config.data_folder, config.nnunet_folder, config.bundle_folder):
-        assert resolved  # each raises where it leaves the root
+    root.resolve(config.data_dir, field="data_dir")  # each raises where it leaves the root
+    root.resolve(config.nnunet_root_dir, field="nnunet_root_dir")
+    root.resolve(config.bundle_config.bundle_root, field="bundle_config.bundle_root")
     if config.bundle_config.metadata_file:
         root.resolve(config.bundle_config.metadata_file, field="bundle_config.metadata_file")
     return config

@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 from medseg import __version__
-from medseg.config.task import LABEL_KEY, TaskConfig
-from medseg.dicom.to_nifti import DEFAULT_SUFFIXES, MANIFEST
+from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
+from medseg.dicom.to_nifti import MANIFEST
 from medseg.project import DataRoot, Manifest, UserError, progress, write_json
 
 

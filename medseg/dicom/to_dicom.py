@@ -22,11 +22,10 @@ from pydicom.uid import (
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from medseg import __version__
-from medseg.config.task import LABEL_KEY, TaskConfig
+from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
 from medseg.dicom.cases import pseudonym, safe_name
 from medseg.dicom.seg import LONGEST_NAME, MANUFACTURER, build_segmentation
 from medseg.dicom.targets import open_target
-from medseg.dicom.to_nifti import DEFAULT_SUFFIXES
 from medseg.imaging import (
     LPS_TO_RAS,
     Volume,
@@ -192,11 +191,7 @@ def _named(content: dict[str, Any], *keys: str) -> list[str]:
 
 def _labels(content: dict[str, Any], config: TaskConfig | None) -> dict[str, int]:
     if config is not None:
-        if config.has_regions:
-            foreground = [name for name, value in config.labels.items() if value != 0]
-            order = config.regions_class_order or ()
-            return {"background": 0, **dict(zip(foreground, order, strict=True))}
-        return {name: value for name, value in config.labels.items() if isinstance(value, int)}
+        return config.label_set.drawn
     found = content.get("labels") or {}
     if all(str(key).isdecimal() for key in found):  # Decathlon: "1": "Spleen"
         return {str(name): int(value) for value, name in found.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from medseg.config.task import LABEL_KEY, TaskConfig
+from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
 from medseg.dicom.cases import case_names
 from medseg.dicom.seg import Segment, paint_segments, read_segments
 from medseg.dicom.series import volume_from_instances
@@ -23,9 +23,6 @@ from medseg.project.files import PARTIAL
 
 MANIFEST = "dicom_to_nifti"
 """Name of a case's manifest; its result is the case's row of the quality table."""
-
-DEFAULT_SUFFIXES = {"image": "_image.nii.gz", LABEL_KEY: "_label.nii.gz"}
-"""File suffixes where no config says others."""
 
 
 def list_studies(
@@ -275,7 +272,7 @@ def _segments(
                 "labels then decide by name."
             )
         return numbered
-    values = _config_values(config)
+    values = {name.casefold(): value for name, value in config.label_set.drawn.items()}
     chosen = []
     for name, (item, segment) in latest.items():
         if name not in values:
@@ -288,21 +285,9 @@ def _segments(
     return sorted((c for c in chosen if c[2]), key=lambda item: order.index(item[2]))
 
 
-def _config_values(config: TaskConfig) -> dict[str, int]:
-    """Label names, without case, to the value that they are painted with.
-
-    Regions are painted over each other with the values of ``regions_class_order``, as nnU-Net
-    turns its region predictions into a label map.
-    """
-    if not config.has_regions:
-        return {name.casefold(): int(v) for name, v in config.labels.items() if isinstance(v, int)}
-    names = [name.casefold() for name, value in config.labels.items() if value != 0]
-    return {"background": 0, **dict(zip(names, config.regions_class_order or (), strict=True))}
-
-
 def _label_map(chosen: _Chosen, image: Volume, config: TaskConfig | None) -> NDArray[Any]:
     label_map = np.zeros(image.shape, np.uint16, order="F")
-    if config is not None and config.has_regions:  # painted over each other, in order
+    if config is not None and config.label_set.has_regions:  # painted over each other, in order
         painted: list[int] = []
         for dataset, segment, value in chosen:
             paint_segments(dataset, {segment.number: value}, label_map, image, overwrite=painted)

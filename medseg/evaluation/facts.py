@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from medseg.config import TaskConfig
-from medseg.evaluation.metrics import foreground
 from medseg.project import Manifest, UserError, file_hash
 
 PACKAGES = (
@@ -112,14 +111,6 @@ def training_facts(config: TaskConfig, fold: int | str) -> tuple[dict[str, Any],
     return {}, f"Fold {fold} has no checkpoint in {config.root.relative(folder)}."
 
 
-def structure_names(config: TaskConfig) -> list[str]:
-    """Names in nnU-Net's order of per-class values: by value, or regions as declared."""
-    structures = list(foreground(config.labels).values())
-    if not config.has_regions:
-        structures.sort(key=lambda structure: structure[1])
-    return [name for name, _ in structures]
-
-
 def file_hashes(config: TaskConfig, fold: int | str) -> list[tuple[str, str, str]]:
     """SHA-256 of everything that decided the result.
 
@@ -202,7 +193,7 @@ def _from_label(path: Path, parts: dict[str, str], config: TaskConfig) -> CaseFa
     from medseg.imaging import read_label_map
 
     volume = read_label_map(path)
-    counts = np.bincount(volume.array.ravel(), minlength=max(config.label_values) + 1)
+    counts = np.bincount(volume.array.ravel(), minlength=config.label_set.values[-1] + 1)
     millilitres = float(np.prod(volume.spacing)) / 1000
     case = path.name.removesuffix(".nii.gz")
     return CaseFacts(
@@ -212,7 +203,7 @@ def _from_label(path: Path, parts: dict[str, str], config: TaskConfig) -> CaseFa
         volume.spacing,
         volumes_ml={
             name: float(sum(counts[value] for value in values)) * millilitres
-            for name, values in foreground(config.labels).values()
+            for name, values in config.label_set.structures.values()
         },
     )
 

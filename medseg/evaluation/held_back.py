@@ -91,10 +91,10 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
             raise
     pairs = {case: (folder / f"{case}{ENDING}", label) for case, (_, label) in sources.items()}
     done = Manifest(folder, "evaluate")
-    inputs = pairs_fingerprint(pairs, config.labels)
+    inputs = pairs_fingerprint(pairs, config.label_set)
     if done.is_done(inputs):
         return read_summary(folder / SUMMARY), False
-    summary = evaluate_pairs(pairs, config.labels, allowed=config.max_failed_cases)
+    summary = evaluate_pairs(pairs, config.label_set, allowed=config.max_failed_cases)
     write_json(folder / SUMMARY, summary)
     done.record(inputs, [folder / SUMMARY])
     return summary, True

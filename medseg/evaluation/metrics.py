@@ -7,45 +7,24 @@ definitions (``monai.metrics``), from SciPy directly: importing MONAI takes long
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Label = int | Sequence[int]
+from medseg.config import Labels
+
 Metrics = dict[str, float | int | None]
 
-IGNORE = "ignore"
-"""nnU-Net's name of the label whose voxels count for nothing."""
-
 DISTANCES = ("ASD", "HD95")
-
-
-def foreground(labels: Mapping[str, Label]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The structures to measure.
-
-    Args:
-        labels: Names to values (or, for a region, lists of values); may hold ``background`` and
-            ``ignore``.
-
-    Returns:
-        nnU-Net's key of every structure (``"1"``, or ``"(1, 2)"`` for a region) to its name and
-        values.
-    """
-    structures = {}
-    for name, label in labels.items():
-        values = (label,) if isinstance(label, int) else tuple(label)
-        if name != IGNORE and set(values) != {0}:
-            structures[str(label if isinstance(label, int) else values)] = (name, values)
-    return structures
 
 
 def case_metrics(
     prediction: NDArray[Any],
     reference: NDArray[Any],
     spacing: Sequence[float],
-    labels: Mapping[str, Label],
+    labels: Labels,
 ) -> dict[str, Metrics]:
     """All metrics of one case.
 
@@ -53,17 +32,16 @@ def case_metrics(
         prediction: Label map, three axes.
         reference: Label map on the same grid.
         spacing: Millimetres between voxel centres along the arrays' axes, in their order.
-        labels: As in :func:`foreground`.
+        labels: The structures to measure, and what to leave out.
 
     Returns:
         nnU-Net's key of each structure to ``Dice``, ``IoU``, ``FN``, ``FP``, ``TN``, ``TP``,
         ``n_pred``, ``n_ref`` (voxels), ``ASD`` and ``HD95`` (mm). What is undefined is None:
         Dice and IoU of a structure that neither map holds, distances of one that either lacks.
     """
-    ignored = labels.get(IGNORE)
-    counted = None if ignored is None else reference != ignored
+    counted = None if labels.ignore is None else reference != labels.ignore
     result = {}
-    for key, (_, values) in foreground(labels).items():
+    for key, (_, values) in labels.structures.items():
         found, truth = np.isin(prediction, values), np.isin(reference, values)
         if counted is not None:
             found, truth = found & counted, truth & counted

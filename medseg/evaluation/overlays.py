@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.config import Labels
 from medseg.evaluation.figures import INK, Figure, png_uri, report_style
-from medseg.evaluation.metrics import Label, bounding_box, foreground
+from medseg.evaluation.metrics import bounding_box
 
 REFERENCE, PREDICTION = "#56B4E9", "#E69F00"  # Okabe and Ito's sky blue and orange
 CT_WINDOW = (-160.0, 240.0)  # HU: the soft-tissue window, level 40 and width 400
@@ -28,7 +28,7 @@ def overlay_figure(
     image: Path,
     reference: Path,
     prediction: Path,
-    labels: Mapping[str, Label],
+    labels: Labels,
     *,
     channel: str,
     case: str,
@@ -44,7 +44,7 @@ def overlay_figure(
         image: NIfTI file; of four dimensions, the first channel is shown.
         reference: Label map on the same grid.
         prediction: Label map on the same grid.
-        labels: Names to values.
+        labels: The structures to outline.
         channel: nnU-Net's channel name; ``CT`` gets the soft-tissue window, anything else its 1st
             to 99th percentile.
         case: Identifier, for the alternative text.
@@ -61,7 +61,7 @@ def overlay_figure(
         low, high = CT_WINDOW
     else:
         low, high = (float(value) for value in np.percentile(grey, (1, 99)))
-    values = sorted({value for _, own in foreground(labels).values() for value in own})
+    values = sorted({value for _, own in labels.structures.values() for value in own})
     true, predicted = (np.isin(each, values) for each in (truth, found))
     centre, box = _where(true | predicted, true, spacing)
 
@@ -80,7 +80,7 @@ def _draw(
     found: NDArray[Any],
     spacing: list[float],
     window: tuple[float, float],
-    labels: Mapping[str, Label],
+    labels: Labels,
     centre: list[int],
     box: tuple[slice, ...],
 ) -> str:
@@ -90,7 +90,7 @@ def _draw(
     from matplotlib.patheffects import withStroke
 
     low, high = window
-    structures = list(foreground(labels).values())
+    structures = list(labels.structures.values())
     extents = [(box[axis].stop - box[axis].start) * spacing[axis] for axis in range(3)]
     widths = [extents[1] if fixed == 0 else extents[0] for _, fixed, _ in VIEWS]
     heights = [extents[1] if fixed == 2 else extents[2] for _, fixed, _ in VIEWS]

@@ -18,12 +18,10 @@ from medseg.evaluation.facts import (
     dataset_facts,
     file_hashes,
     plans_facts,
-    structure_names,
     training_facts,
     versions,
 )
 from medseg.evaluation.held_back import case_files
-from medseg.evaluation.metrics import foreground
 from medseg.evaluation.summary import ENDING, SUMMARY, Summary, read_summary
 from medseg.project import UserError, progress, write_text
 from medseg.project.files import remove_stale
@@ -83,6 +81,7 @@ def write_report(
 
     fold = config.fold if fold is None else fold
     folder = config.fold_folder(fold)
+    structures = config.label_set.per_class
     parts = [
         _part(config, "validation", folder / "validation" / SUMMARY),
         _part(config, "test", test or folder / "test" / SUMMARY),
@@ -107,7 +106,7 @@ def write_report(
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
         version=__version__,
         channels=config.modality_list or list(config.channels),
-        structures=structure_names(config),
+        structures=structures,
         metrics=METRICS,
         tiles=_tiles(cases, parts, log, settings),
         cases=cases,
@@ -121,7 +120,7 @@ def write_report(
         dataset_figure=dataset_figure(cases) if cases else None,
         log=log,
         training_source=training_source,
-        training_figure=training_figure(log, structure_names(config)) if log.get("lrs") else None,
+        training_figure=training_figure(log, structures) if log.get("lrs") else None,
         plans=plans_facts(config),
         training_settings=_training_settings(config, log, settings),
         parts=parts,
@@ -144,7 +143,7 @@ def _part(config: TaskConfig, name: str, path: Path) -> Part:
         where = config.root.relative(path) if path.is_relative_to(config.root.path) else path.name
         return Part(name, {}, f"There is no {where}: the stage {stage} has not run.")
     summary = read_summary(path)
-    structures = {key: structure for key, (structure, _) in foreground(config.labels).items()}
+    structures = config.label_set.names
     rows = [
         {"case": _case(entry), "structure": structure}
         | {metric: entry["metrics"][key].get(metric) for metric in METRICS}
@@ -209,7 +208,7 @@ def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, 
         try:
             found.append(
                 overlay_figure(
-                    image, reference, folder / f"{case}{ENDING}", config.labels,
+                    image, reference, folder / f"{case}{ENDING}", config.label_set,
                     channel=channel, case=case, caption=caption,
                 )
             )  # fmt: skip

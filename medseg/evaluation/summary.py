@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from medseg.config import TaskConfig
-from medseg.evaluation.metrics import DISTANCES, Label, case_metrics, foreground
+from medseg.config import Labels, TaskConfig
+from medseg.evaluation.metrics import DISTANCES, case_metrics
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress, write_json
 
 Summary = dict[str, Any]
@@ -53,16 +53,16 @@ def evaluate(config: TaskConfig, fold: int | str | None = None) -> Summary:
         for name in (Path(entry["prediction_file"]).name for entry in summary["metric_per_case"])
     }
     done = Manifest(folder, "evaluate")
-    inputs = pairs_fingerprint(pairs, config.labels)
+    inputs = pairs_fingerprint(pairs, config.label_set)
     if done.is_done(inputs):
         return summary
-    measured, failures = _measure(pairs, config.labels, "validate")
+    measured, failures = _measure(pairs, config.label_set, "validate")
     for entry in summary["metric_per_case"]:
         case = Path(entry["prediction_file"]).name.removesuffix(ENDING)
         for key, metrics in entry["metrics"].items():
             own = measured.get(case, {}).get(key, {})
             metrics.update({name: own.get(name) for name in DISTANCES})
-    summary["labels"] = {key: name for key, (name, _) in foreground(config.labels).items()}
+    summary["labels"] = config.label_set.names
     _add_means(summary, DISTANCES)
     write_json(folder / SUMMARY, summary)
     log_summary(config, fold, "validation", folder / SUMMARY, summary)
@@ -71,14 +71,14 @@ def evaluate(config: TaskConfig, fold: int | str | None = None) -> Summary:
     return summary
 
 
-def evaluate_folder(predictions: Path, references: Path, labels: Mapping[str, Label]) -> Summary:
+def evaluate_folder(predictions: Path, references: Path, labels: Labels) -> Summary:
     """Measures every prediction against the reference of the same file name.
 
     Args:
         predictions: Folder of label maps, ``<case>.nii.gz``.
         references: Folder of label maps on the same grids. Those without a prediction are left
             out, as nnU-Net does.
-        labels: Names to values, or lists of values for regions.
+        labels: The structures to measure, and what to leave out.
 
     Returns:
         The summary.
@@ -100,7 +100,7 @@ def evaluate_folder(predictions: Path, references: Path, labels: Mapping[str, La
 
 def evaluate_pairs(
     pairs: Mapping[str, tuple[Path, Path]],
-    labels: Mapping[str, Label],
+    labels: Labels,
     *,
     where: str = "the prediction folder",
     allowed: int = 0,
@@ -135,7 +135,7 @@ def evaluate_pairs(
         ],
         "mean": {},
         "foreground_mean": {},
-        "labels": {key: name for key, (name, _) in foreground(labels).items()},
+        "labels": labels.names,
     }
     names = next(iter(next(iter(measured.values())).values())).keys() if measured else ()
     _add_means(summary, tuple(names))
@@ -233,10 +233,10 @@ def log_summary(
         tracker.artifact(path, part)
 
 
-def pairs_fingerprint(pairs: Mapping[str, tuple[Path, Path]], labels: Mapping[str, Label]) -> str:
+def pairs_fingerprint(pairs: Mapping[str, tuple[Path, Path]], labels: Labels) -> str:
     """The fingerprint of what decides a summary: the files that are there, cases and labels."""
     return fingerprint(
-        {"labels": dict(labels), "cases": sorted(pairs)},
+        {"labels": [labels.structures, labels.ignore], "cases": sorted(pairs)},
         [path for pair in pairs.values() for path in pair if path.is_file()],
     )
 
@@ -245,7 +245,7 @@ def pairs_fingerprint(pairs: Mapping[str, tuple[Path, Path]], labels: Mapping[st
 
 
 def _measure(
-    pairs: Mapping[str, tuple[Path, Path]], labels: Mapping[str, Label], stage: str
+    pairs: Mapping[str, tuple[Path, Path]], labels: Labels, stage: str
 ) -> tuple[dict[str, dict[str, Any]], Failures]:
     from dataclasses import replace
 

@@ -100,7 +100,7 @@ def prepare_dataset(config: TaskConfig) -> dict[str, Any]:
                     files,
                     config.raw_folder,
                     channels,
-                    config.label_values,
+                    list(config.label_set.values),
                     hashes[case],
                 )
     done = Manifest(config.raw_folder, "prepare_dataset")
@@ -445,11 +445,12 @@ def _finish(
     failed: dict[str, str],
 ) -> dict[str, Any]:
     raw = config.raw_folder
+    order = config.regions_class_order if config.label_set.has_regions else None
     description = {
         "name": config.experiment_name,
         "channel_names": {str(index): name for index, name in enumerate(channels)},
         "labels": config.labels,
-        **({"regions_class_order": config.regions_class_order} if config.has_regions else {}),
+        **({"regions_class_order": order} if order else {}),
         "numTraining": len(cases),
         "file_ending": ENDING,
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from medseg.config import TaskConfig
+from medseg.config import Labels, TaskConfig
 from medseg.nnunet.checkpoints import FINAL, load_checkpoint, safe_types
 from medseg.nnunet.devices import augmentation_processes, threads
 from medseg.nnunet.history import History, describe
@@ -184,19 +184,9 @@ def _log(history: History, tracker: Tracker, epoch: int) -> None:
 
 def _history(trainer: Any, log: dict[str, Any] | None = None) -> History:
     log = trainer.logger.get_checkpoint() if log is None else log
-    return History.of_log(log, _label_names(trainer))
-
-
-def _label_names(trainer: Any) -> list[str]:
-    """Names in the order of nnU-Net's per-class Dice: by value, or regions as they are declared."""
-    labels = {
-        name: value
-        for name, value in trainer.dataset_json["labels"].items()
-        if name not in ("background", "ignore")
-    }
-    if trainer.label_manager.has_regions:
-        return list(labels)
-    return sorted(labels, key=lambda name: int(labels[name]))
+    dataset = trainer.dataset_json
+    labels = Labels.of(dataset["labels"], dataset.get("regions_class_order"))
+    return History.of_log(log, labels.per_class)
 
 
 def _parameters(config: TaskConfig, trainer: Any, data: dict[str, Any]) -> dict[str, Any]:

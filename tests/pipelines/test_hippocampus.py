@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+from medseg.config import Labels
 from medseg.evaluation import evaluate_folder
 from tests.pipelines.harness import (
     kill_during,
@@ -295,7 +296,7 @@ def test_fifteen_minutes_of_training_reach_dice_075(project: Path) -> None:
         output="SEG/Task04_full",
     )
     segmented = evaluate_folder(
-        project / "SEG/Task04_full", project / "decathlon/labelsTr", config["labels"]
+        project / "SEG/Task04_full", project / "decathlon/labelsTr", Labels.of(config["labels"])
     )
     assert len(segmented["metric_per_case"]) == len(cases(project))
     assert segmented["foreground_mean"]["Dice"] >= 0.75

@@ -64,11 +64,16 @@ def test_optional_keys_of_maia(root: DataRoot) -> None:
             train_extra_configs={"weight_decay": 1e-5},
         )
     )
-    assert config.has_regions
-    assert config.label_values == [0, 1, 2]
+    assert config.label_set.has_regions
+    assert config.label_set.values == (0, 1, 2)
     assert (
         config.results_folder.name == "nnUNetTrainerNoMirroring__nnUNetResEncUNetMPlans__3d_fullres"
     )
+
+
+def test_a_list_of_one_value_needs_no_order(root: DataRoot) -> None:
+    config = load_config(write(root, labels={"background": 0, "Spleen": [1]}, label_dict=""))
+    assert config.label_set.painted == {"background": 0, "Spleen": 1}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +125,18 @@ def test_optional_keys_of_maia(root: DataRoot) -> None:
                 "regions_class_order": [1],
             },
             "regions_class_order: must hold 2 values",
+        ),
+        (
+            {"labels": {"background": 0, "a": []}, "label_dict": ""},
+            "'labels': a: has no value",
+        ),
+        (
+            {"labels": {"background": 0, "ignore": 1, "a": 2}, "label_dict": ""},
+            "labels: ignore must be the value after the highest",
+        ),
+        (
+            {"labels": {"background": 0, "a": 1, "ignore": [2]}, "label_dict": ""},
+            "labels: ignore must be the value after the highest",
         ),
         ({"data_dir": "/somewhere/else"}, "data_dir: /somewhere/else lies outside the data root"),
         ({"data_dir": "../x"}, "data_dir: ../x lies outside the data root"),

@@ -196,7 +196,8 @@ def write_case(root: DataRoot, image: np.ndarray, label: np.ndarray, affine: np.
 def through_dicom(root: DataRoot, modality: str = "CT", **options: Any) -> tuple[Any, Any]:
     nifti_to_dicom(root, "in", "DICOM", modality=modality, **options)
     (shard,) = list_studies(root, "DICOM", "out")
-    (case,) = convert_studies(root, "DICOM", shard, "out")["cases"]
+    config = options.get("config")
+    (case,) = convert_studies(root, "DICOM", shard, "out", config=config)["cases"]
     return tuple(
         read_nifti(root.path / f"out/{case}/{case}_{what}.nii.gz") for what in ("image", "label")
     )
@@ -216,6 +217,18 @@ def test_oblique_volume_with_gaps_in_the_label(root: DataRoot) -> None:
     np.testing.assert_allclose(image_after.affine, affine, atol=1e-4)
     assert image_after.array.dtype == np.int16
     np.testing.assert_array_equal(image_after.array, image)
+    np.testing.assert_array_equal(label_after.array, label)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_labels_with_ignore(root: DataRoot, make_config: Any, regions: bool) -> None:
+    """nnU-Net's ``ignore`` label goes through DICOM like the others, also beside regions."""
+    image = np.arange(6 * 7 * 5, dtype=np.int16).reshape(6, 7, 5)
+    label = (image % 4).astype(np.uint8)
+    write_case(root, image, label, np.diag([-1.0, -2.0, 3.0, 1.0]))
+    labels = {"background": 0, "ignore": 3, "whole": [1, 2] if regions else [1], "core": 2}
+    config = make_config(labels=labels, regions_class_order=[1, 2])
+    _, label_after = through_dicom(root, config=config)
     np.testing.assert_array_equal(label_after.array, label)
 
 

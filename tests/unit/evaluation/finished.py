@@ -80,7 +80,7 @@ def write_test_results(config: TaskConfig) -> None:
         target = folder / f"{case}.nii.gz"
         write_nifti(worsened(label.array, number + 1), label.affine, target)
         pairs[case] = (target, path)
-    write_json(folder / "summary.json", evaluate_pairs(pairs, config.labels))
+    write_json(folder / "summary.json", evaluate_pairs(pairs, config.label_set))
 
 
 def write_quality_table(config: TaskConfig) -> None:

@@ -10,11 +10,12 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.spatial.distance import cdist
 
-from medseg.evaluation.metrics import case_metrics, foreground
+from medseg.config import Labels
+from medseg.evaluation.metrics import case_metrics
 from medseg.imaging import write_nifti
 
 SHAPE = (24, 20, 16)
-ONE = {"background": 0, "a": 1}
+ONE = Labels.of({"background": 0, "a": 1})
 
 
 def box(*ranges: tuple[int, int]) -> np.ndarray:
@@ -110,7 +111,7 @@ def test_overlap_is_nnunets(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     prediction, reference = (rng.integers(0, 3, SHAPE, dtype=np.uint8) for _ in range(2))
     reference[:4] = 3
-    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    labels = Labels.of({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, [1, 2])
     for name, array in (("p", prediction), ("r", reference)):
         write_nifti(array, np.eye(4), tmp_path / f"{name}.nii.gz")
     theirs = compute_metrics(
@@ -121,8 +122,3 @@ def test_overlap_is_nnunets(tmp_path: Path) -> None:
     for key, metrics in theirs.items():
         for name, value in metrics.items():
             assert ours[str(key)][name] == pytest.approx(value), (key, name)
-
-
-def test_foreground_names_keys() -> None:
-    labels = {"background": 0, "a": 1, "both": [1, 2], "ignore": 3}
-    assert foreground(labels) == {"1": ("a", (1,)), "(1, 2)": ("both", (1, 2))}

@@ -126,7 +126,7 @@ def test_evaluate_folder_has_the_same_schema(finished: TaskConfig) -> None:
     folder = finished.fold_folder() / "validation"
     references = finished.preprocessed_folder / "gt_segmentations"
     validated = evaluate(finished)
-    summary = evaluate_folder(folder, references, finished.labels)
+    summary = evaluate_folder(folder, references, finished.label_set)
     assert summary.keys() == validated.keys()
     for ours, theirs in zip(summary["metric_per_case"], validated["metric_per_case"], strict=True):
         assert ours["metrics"]["1"] == pytest.approx(theirs["metrics"]["1"])
@@ -134,7 +134,7 @@ def test_evaluate_folder_has_the_same_schema(finished: TaskConfig) -> None:
     assert summary["mean"]["1"] == pytest.approx(validated["mean"]["1"])
     assert summary["foreground_mean"] == pytest.approx(validated["foreground_mean"])
     with pytest.raises(UserError, match=r"holds no \.nii\.gz file"):
-        evaluate_folder(folder / "none", references, finished.labels)
+        evaluate_folder(folder / "none", references, finished.label_set)
 
 
 def test_kfp_metrics_are_flat_and_finite() -> None:
