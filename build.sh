@@ -94,7 +94,7 @@ case "$command" in
     setup
     if [ $# -eq 0 ]; then
       unset "${!MEDSEG_PLATFORM_@}" # what is committed is made with the defaults
-      set -- --output compiled --catalogue docs/components.md
+      set -- --output compiled --catalogue docs/components.md --manifests manifests
     fi
     exec "$venv/bin/medseg" compile "$@"
     ;;

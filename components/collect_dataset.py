@@ -1,18 +1,17 @@
 """Component ``collect_dataset``."""
 
-from kfp import dsl
 from kfp.dsl import HTML, Dataset, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+@stage_component()
 def collect_dataset(
     dataset: Output[Dataset],
     quality: Output[HTML],
     output_folder: str = "",
     config_file_path: str = "",
-):
+) -> None:
     """Writes the dataset's manifest and the table that shows each case's quality.
 
     Args:

@@ -1,13 +1,12 @@
 """Component ``convert_pt_to_ts``."""
 
-from kfp import dsl
 from kfp.dsl import Model, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
-def convert_pt_to_ts(config_file_path: str, model: Output[Model], fold: int = -1):
+@stage_component()
+def convert_pt_to_ts(config_file_path: str, model: Output[Model], fold: int = -1) -> None:
     """Packages the bundle's checkpoint as one TorchScript file with metadata and configuration.
 
     The traced network is compared with the original on real patches before it is accepted.

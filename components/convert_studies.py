@@ -1,12 +1,11 @@
 """Component ``convert_studies``."""
 
-from kfp import dsl
 from kfp.dsl import Dataset, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+@stage_component(secrets=("dicomweb",))
 def convert_studies(
     studies: str,
     shard: int,
@@ -14,7 +13,7 @@ def convert_studies(
     output_folder: str = "",
     config_file_path: str = "",
     deidentify: bool = False,
-):
+) -> None:
     """Converts the studies of one shard: image series and DICOM SEG to NIfTI image and label.
 
     Args:

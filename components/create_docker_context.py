@@ -1,11 +1,9 @@
 """Component ``create_docker_context``."""
 
-from kfp import dsl
-
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+@stage_component()
 def create_docker_context(
     context: str,
     model_file: str,
@@ -15,7 +13,7 @@ def create_docker_context(
     task_name: str = "",
     destination: str = "",
     destination_nifti: str = "",
-):
+) -> None:
     """Writes the build contexts of the two inference images of a model, for DICOM and for NIfTI.
 
     The model must load, and the task's segments must be its labels. `docker build` makes the same

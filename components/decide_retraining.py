@@ -1,12 +1,11 @@
 """Component ``decide_retraining``."""
 
-from kfp import dsl
 from kfp.dsl import Metrics, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+@stage_component()
 def decide_retraining(
     config_file_path: str, numbers: Output[Metrics], min_new_cases: int = 1
 ) -> list[str]:

@@ -1,11 +1,9 @@
 """Component ``docker_build``."""
 
-from kfp import dsl
-
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("builder"), install_kfp_package=False)
+@stage_component(secrets=("registry",), image="builder")
 def docker_build(
     context: str,
     destination: str,

@@ -2,9 +2,11 @@
 
 from kfp import dsl
 
+from medseg.kubeflow import Needs, stage_container
 
-@dsl.container_component
-def inference(image: str, input_folder_path: str, output_folder_path: str):
+
+@stage_container(Needs(gpu=True, shared_memory=True))
+def inference(image: str, input_folder_path: str, output_folder_path: str) -> dsl.ContainerSpec:
     """Runs an inference image on a folder of the volume.
 
     Args:

@@ -1,11 +1,9 @@
 """Component ``list_studies``."""
 
-from kfp import dsl
-
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+@stage_component(secrets=("dicomweb",))
 def list_studies(
     studies: str, output_folder: str = "", config_file_path: str = "", shards: int = 1
 ) -> list[int]:

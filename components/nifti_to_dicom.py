@@ -1,12 +1,11 @@
 """Component ``nifti_to_dicom``."""
 
-from kfp import dsl
 from kfp.dsl import Dataset, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+@stage_component(secrets=("dicomweb",))
 def nifti_to_dicom(
     input_folder: str,
     output: str,
@@ -14,7 +13,7 @@ def nifti_to_dicom(
     config_file_path: str = "",
     modality: str = "",
     deidentify: bool = False,
-):
+) -> None:
     """Writes NIfTI images and labels as DICOM series and DICOM SEG, one study a case.
 
     Args:

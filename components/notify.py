@@ -1,17 +1,15 @@
 """Component ``notify``."""
 
-from kfp import dsl
-
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+@stage_component(secrets=("notify",), cpu_request="100m", memory_request="128Mi", time_limit_s=600)
 def notify(
     pipeline: str,
     run: str,
     last_stage: str,
     folds: list[int] = [],  # noqa: B006 - KFP reads the default
-):
+) -> None:
     """Tells a webhook that the run failed; the exit handler of long and recurring pipelines.
 
     Without a webhook (the notify Secret) it does nothing.

@@ -1,13 +1,12 @@
 """Component ``plan_and_preprocess``."""
 
-from kfp import dsl
 from kfp.dsl import Dataset, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
-def plan_and_preprocess(config_file_path: str, preprocessed: Output[Dataset]):
+@stage_component(shared_memory=True, cpu_request="1", memory_request="4Gi")
+def plan_and_preprocess(config_file_path: str, preprocessed: Output[Dataset]) -> None:
     """Lets nnU-Net take the dataset's fingerprint, plan the training and preprocess the cases.
 
     Args:

@@ -1,13 +1,12 @@
 """Component ``prepare_bundle``."""
 
-from kfp import dsl
 from kfp.dsl import Artifact, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
-def prepare_bundle(config_file_path: str, bundle: Output[Artifact]):
+@stage_component()
+def prepare_bundle(config_file_path: str, bundle: Output[Artifact]) -> None:
     """Lays out the MONAI bundle: metadata, inference configuration, documentation.
 
     Args:

@@ -1,13 +1,12 @@
 """Component ``prepare_dataset``."""
 
-from kfp import dsl
 from kfp.dsl import Dataset, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
-def prepare_dataset(config_file_path: str, dataset: Output[Dataset]):
+@stage_component()
+def prepare_dataset(config_file_path: str, dataset: Output[Dataset]) -> None:
     """Checks a NIfTI dataset and lays it out as nnU-Net's raw dataset.
 
     Args:

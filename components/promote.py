@@ -1,18 +1,17 @@
 """Component ``promote``."""
 
-from kfp import dsl
 from kfp.dsl import Markdown, Metrics, Model, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+@stage_component(gpu=True, shared_memory=True)
 def promote(
     config_file_path: str,
     metrics: Output[Metrics],
     decision: Output[Markdown],
     model: Output[Model],
-):
+) -> None:
     """Makes the packaged model the present one, unless it is worse on the fixed test set.
 
     Args:

@@ -1,13 +1,12 @@
 """Component ``report``."""
 
-from kfp import dsl
 from kfp.dsl import HTML, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
-def report(config_file_path: str, run: str, html: Output[HTML], fold: int = -1):
+@stage_component(secrets=("mlflow", "mlflow_artifacts"))
+def report(config_file_path: str, run: str, html: Output[HTML], fold: int = -1) -> None:
     """Writes one HTML file: dataset, training curves, metrics, overlays, versions and hashes.
 
     Args:

@@ -1,12 +1,11 @@
 """Component ``segment``."""
 
-from kfp import dsl
 from kfp.dsl import Dataset, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
+@stage_component(gpu=True, shared_memory=True)
 def segment(
     model: str,
     input: str,  # noqa: A002 - the parameter's name in the UI
@@ -14,7 +13,7 @@ def segment(
     segmentations: Output[Dataset],
     output_format: str = "",
     test_time_augmentation: bool = True,
-):
+) -> None:
     """Segments images with a packaged model.
 
     Args:

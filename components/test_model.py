@@ -1,13 +1,12 @@
 """Component ``test_model``."""
 
-from kfp import dsl
 from kfp.dsl import Metrics, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
-def test_model(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
+@stage_component(gpu=True, shared_memory=True, secrets=("mlflow", "mlflow_artifacts"))
+def test_model(config_file_path: str, metrics: Output[Metrics], fold: int = -1) -> None:
     """Segments the held-back test cases with the packaged model and measures the result.
 
     Args:

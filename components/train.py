@@ -1,13 +1,19 @@
 """Component ``train``."""
 
-from kfp import dsl
 from kfp.dsl import Metrics, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
-def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
+@stage_component(
+    gpu=True,
+    shared_memory=True,
+    secrets=("mlflow", "mlflow_artifacts"),
+    cpu_request="1",
+    memory_request="4Gi",
+    time_limit_s=604_800,
+)
+def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1) -> None:
     """Trains one fold with nnU-Net's own trainer, tracked in MLflow; resumes after a kill.
 
     Args:

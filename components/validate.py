@@ -1,13 +1,12 @@
 """Component ``validate``."""
 
-from kfp import dsl
 from kfp.dsl import Metrics, Output
 
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import stage_component
 
 
-@dsl.component(base_image=load_settings().image("runtime"), install_kfp_package=False)
-def validate(config_file_path: str, metrics: Output[Metrics], fold: int = -1):
+@stage_component(gpu=True, shared_memory=True, secrets=("mlflow", "mlflow_artifacts"))
+def validate(config_file_path: str, metrics: Output[Metrics], fold: int = -1) -> None:
     """Predicts the fold's validation cases and measures Dice, IoU, ASD and HD95 of each.
 
     Args:

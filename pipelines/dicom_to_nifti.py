@@ -3,13 +3,13 @@
 from kfp import dsl
 
 from medseg import components
-from medseg.kubeflow.platform import platform_arguments, platform_pipeline
+from medseg.kubeflow import platform_arguments, platform_pipeline
 
 
 @platform_pipeline(name="medseg-convert-shard", secrets=("dicomweb",))
 def convert_shard(
     studies: str, shard: int, output_folder: str, config_file_path: str, deidentify: bool
-):
+) -> None:
     """Converts one shard of the studies.
 
     Args:
@@ -37,7 +37,7 @@ def dicom_to_nifti(
     config_file_path: str = "",
     shards: int = 1,
     deidentify: bool = False,
-):
+) -> None:
     """Turns DICOM series and DICOM SEG into a NIfTI dataset, with a table of its quality.
 
     Args:

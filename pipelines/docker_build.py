@@ -1,8 +1,7 @@
 """Pipeline ``docker_build``."""
 
 from medseg import components
-from medseg.kubeflow.platform import platform_pipeline
-from medseg.kubeflow.settings import load_settings
+from medseg.kubeflow import load_settings, platform_pipeline
 
 
 @platform_pipeline(name="medseg-docker-build", display_name="Docker build", secrets=("registry",))
@@ -17,8 +16,8 @@ def docker_build(
     base_nifti: str = load_settings().image("map-nifti"),
     overwrite: bool = False,
     insecure_registry: bool = False,
-    builder_image: str = load_settings().image("builder"),  # noqa: ARG001 - placed by NEEDS
-):
+    builder_image: str = load_settings().image("builder"),  # noqa: ARG001 - for docker_build
+) -> None:
     """Makes a model two inference images, for DICOM and for NIfTI, and pushes them.
 
     Args:

@@ -1,11 +1,11 @@
 """Pipeline ``inference``."""
 
 from medseg import components
-from medseg.kubeflow.platform import platform_pipeline
+from medseg.kubeflow import platform_pipeline
 
 
-@platform_pipeline(name="medseg-inference", display_name="Inference", gpu="inference")
-def inference(input_folder_path: str, output_folder_path: str, image: str):
+@platform_pipeline(name="medseg-inference", display_name="Inference")
+def inference(input_folder_path: str, output_folder_path: str, image: str) -> None:
     """Runs an inference image on a folder of the volume.
 
     Args:

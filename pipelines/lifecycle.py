@@ -5,15 +5,14 @@ from medseg.pipelines.dicom_to_nifti import dicom_to_nifti
 from medseg.pipelines.plan_and_preprocess import plan_and_preprocess
 
 from medseg import components
-from medseg.kubeflow.platform import platform_arguments, platform_pipeline
+from medseg.kubeflow import platform_arguments, platform_pipeline
 
 
 @platform_pipeline(
     name="medseg-retrain",
-    secrets=("mlflow", "s3"),
-    gpu="train, validate, test_model, promote",
+    secrets=("mlflow", "mlflow_artifacts"),
 )
-def retrain(config_file_path: str):
+def retrain(config_file_path: str) -> None:
     """From the NIfTI dataset to a judged model.
 
     Args:
@@ -29,8 +28,7 @@ def retrain(config_file_path: str):
 
 @platform_pipeline(
     name="medseg-lifecycle-stages",
-    secrets=("dicomweb", "mlflow", "s3"),
-    gpu="train, validate, test_model, promote",
+    secrets=("dicomweb", "mlflow", "mlflow_artifacts"),
 )
 def lifecycle_stages(
     studies: str,
@@ -39,7 +37,7 @@ def lifecycle_stages(
     deidentify: bool,
     min_new_cases: int,
     report_name: str,
-):
+) -> None:
     """All stages from DICOM to the report.
 
     Args:
@@ -63,15 +61,16 @@ def lifecycle_stages(
     ).after(converted)
     # a loop over one config or none, since KFP cannot mount a claim by parameter inside dsl.If
     with dsl.ParallelFor(decided.outputs["Output"]) as config:
-        retrained = retrain(config_file_path=config, **platform_arguments("mlflow", "s3"))
+        retrained = retrain(
+            config_file_path=config, **platform_arguments("mlflow", "mlflow_artifacts")
+        )
     components.report(config_file_path=config_file_path, run=report_name).after(retrained)
 
 
 @platform_pipeline(
     name="medseg-lifecycle",
     display_name="Lifecycle",
-    secrets=("dicomweb", "mlflow", "s3", "notify"),
-    gpu="train, validate, test_model, promote",
+    secrets=("dicomweb", "mlflow", "mlflow_artifacts", "notify"),
 )
 def lifecycle(
     studies: str,
@@ -79,7 +78,7 @@ def lifecycle(
     shards: int = 1,
     deidentify: bool = False,
     min_new_cases: int = 1,
-):
+) -> None:
     """From DICOM to a packaged, validated model and its report.
 
     As a recurring run it converts new studies only, trains again when enough new cases came in,
@@ -103,5 +102,5 @@ def lifecycle(
             deidentify=deidentify,
             min_new_cases=min_new_cases,
             report_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
-            **platform_arguments("dicomweb", "mlflow", "s3"),
+            **platform_arguments("dicomweb", "mlflow", "mlflow_artifacts"),
         )

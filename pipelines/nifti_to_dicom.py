@@ -1,7 +1,7 @@
 """Pipeline ``nifti_to_dicom``."""
 
 from medseg import components
-from medseg.kubeflow.platform import platform_pipeline
+from medseg.kubeflow import platform_pipeline
 
 
 @platform_pipeline(
@@ -13,7 +13,7 @@ def nifti_to_dicom(
     config_file_path: str = "",
     modality: str = "",
     deidentify: bool = False,
-):
+) -> None:
     """Writes a NIfTI dataset as DICOM series and DICOM SEG, into a folder or a PACS.
 
     Args:

@@ -1,11 +1,11 @@
 """Pipeline ``plan_and_preprocess``."""
 
 from medseg import components
-from medseg.kubeflow.platform import platform_pipeline
+from medseg.kubeflow import platform_pipeline
 
 
 @platform_pipeline(name="medseg-plan-and-preprocess", display_name="Plan and preprocess")
-def plan_and_preprocess(config_file_path: str):
+def plan_and_preprocess(config_file_path: str) -> None:
     """Checks the dataset, lets nnU-Net plan and preprocess it, and lays out the MONAI bundle.
 
     Args:

@@ -3,11 +3,13 @@
 from kfp import dsl
 
 from medseg import components
-from medseg.kubeflow.platform import platform_pipeline
+from medseg.kubeflow import platform_pipeline
 
 
-@platform_pipeline(name="medseg-report", display_name="Report", secrets=("mlflow", "s3"))
-def report(config_file_path: str, fold: int = -1):
+@platform_pipeline(
+    name="medseg-report", display_name="Report", secrets=("mlflow", "mlflow_artifacts")
+)
+def report(config_file_path: str, fold: int = -1) -> None:
     """Writes the HTML report on a trained model.
 
     Args:

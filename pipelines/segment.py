@@ -1,17 +1,17 @@
 """Pipeline ``segment``."""
 
 from medseg import components
-from medseg.kubeflow.platform import platform_pipeline
+from medseg.kubeflow import platform_pipeline
 
 
-@platform_pipeline(name="medseg-segment", display_name="Segment", gpu="segment")
+@platform_pipeline(name="medseg-segment", display_name="Segment")
 def segment(
     model: str,
     input: str,  # noqa: A002 - the parameter's name in the UI
     output: str,
     output_format: str = "",
     test_time_augmentation: bool = True,
-):
+) -> None:
     """Segments images with a packaged model.
 
     Args:

@@ -3,11 +3,11 @@
 from kfp import dsl
 
 from medseg import components
-from medseg.kubeflow.platform import platform_arguments, platform_pipeline
+from medseg.kubeflow import platform_arguments, platform_pipeline
 
 
-@platform_pipeline(name="medseg-train-fold", secrets=("mlflow", "s3"), gpu="train")
-def train_fold(config_file_path: str, fold: int):
+@platform_pipeline(name="medseg-train-fold", secrets=("mlflow", "mlflow_artifacts"))
+def train_fold(config_file_path: str, fold: int) -> None:
     """Trains one fold.
 
     Args:
@@ -17,8 +17,8 @@ def train_fold(config_file_path: str, fold: int):
     components.train(config_file_path=config_file_path, fold=fold)
 
 
-@platform_pipeline(name="medseg-train-folds", secrets=("mlflow", "s3"), gpu="train")
-def train_folds(config_file_path: str, folds: list[int]):
+@platform_pipeline(name="medseg-train-folds", secrets=("mlflow", "mlflow_artifacts"))
+def train_folds(config_file_path: str, folds: list[int]) -> None:
     """Trains several folds at the same time.
 
     Args:
@@ -27,14 +27,16 @@ def train_folds(config_file_path: str, folds: list[int]):
     """
     with dsl.ParallelFor(folds) as fold:
         train_fold(
-            config_file_path=config_file_path, fold=fold, **platform_arguments("mlflow", "s3")
+            config_file_path=config_file_path,
+            fold=fold,
+            **platform_arguments("mlflow", "mlflow_artifacts"),
         )
 
 
 @platform_pipeline(
-    name="medseg-train", display_name="Train", secrets=("mlflow", "s3", "notify"), gpu="train"
+    name="medseg-train", display_name="Train", secrets=("mlflow", "mlflow_artifacts", "notify")
 )
-def train(config_file_path: str, folds: list[int] = [-1]):  # noqa: B006 - KFP reads the default
+def train(config_file_path: str, folds: list[int] = [-1]) -> None:  # noqa: B006
     """Trains nnU-Net, one fold or several at the same time, tracked in MLflow.
 
     Args:
@@ -51,5 +53,7 @@ def train(config_file_path: str, folds: list[int] = [-1]):  # noqa: B006 - KFP r
     # (kubeflow/pipelines#12390)
     with dsl.ExitHandler(failed):
         train_folds(
-            config_file_path=config_file_path, folds=folds, **platform_arguments("mlflow", "s3")
+            config_file_path=config_file_path,
+            folds=folds,
+            **platform_arguments("mlflow", "mlflow_artifacts"),
         )

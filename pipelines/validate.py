@@ -3,13 +3,13 @@
 from kfp import dsl
 
 from medseg import components
-from medseg.kubeflow.platform import platform_pipeline
+from medseg.kubeflow import platform_pipeline
 
 
 @platform_pipeline(
-    name="medseg-validate", display_name="Validate", secrets=("mlflow", "s3"), gpu="validate"
+    name="medseg-validate", display_name="Validate", secrets=("mlflow", "mlflow_artifacts")
 )
-def validate(config_file_path: str, fold: int = -1):
+def validate(config_file_path: str, fold: int = -1) -> None:
     """Predicts the validation cases, measures them, and writes the report.
 
     Args:

@@ -9,26 +9,50 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medseg.project import variables
+
 if TYPE_CHECKING:
     from medseg.kubeflow.client import Cluster
 
-_KINDS = ("registry", "dicomweb", "mlflow", "s3", "notify")
-_HIDDEN = ("password", "token", "secret_key", "url")  # a webhook's url is as good as a password
+
+_NAMESPACE = click.option(
+    "-n",
+    "--namespace",
+    default="",
+    envvar=variables.NAMESPACE.name,
+    help=f"Your namespace (or {variables.NAMESPACE.name}).",
+)
+
+
+def pipeline_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command ``--args`` and ``-p``, which it gets as ``file`` and ``given``."""
+    for option in (
+        click.option(
+            "-p",
+            "--param",
+            "given",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="One argument; repeatable.",
+        ),
+        click.option(
+            "--args",
+            "file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="JSON file with the pipeline's arguments.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def _cluster(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command ``--host`` and ``--namespace``, and the cluster in their place."""
 
     @click.option(
-        "--host", default="", help="URL of Kubeflow Pipelines (or KF_PIPELINES_ENDPOINT)."
+        "--host", default="", help=f"URL of Kubeflow Pipelines (or {variables.HOST.name})."
     )
-    @click.option(
-        "-n",
-        "--namespace",
-        default="",
-        envvar="MEDSEG_NAMESPACE",
-        help="Your namespace (or MEDSEG_NAMESPACE).",
-    )
+    @_NAMESPACE
     @functools.wraps(command)
     def connected(host: str, namespace: str, **values: Any) -> Any:
         from medseg.kubeflow.client import Cluster
@@ -38,21 +62,13 @@ def _cluster(command: Callable[..., Any]) -> Callable[..., Any]:
     return connected
 
 
-def _arguments(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command ``--args``, ``-p``, ``--experiment``, ``--name``, ``--service-account``."""
+def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the pipeline's arguments and ``--experiment``, ``--name`` and the account."""
     for option in (
         click.option("--service-account", default="", help="Service account of the pods."),
         click.option("--name", default="", help="Name in the UI."),
         click.option("--experiment", default="medseg", show_default=True),
-        click.option(
-            "-p", "--param", "given", multiple=True, metavar="KEY=VALUE", help="One argument."
-        ),
-        click.option(
-            "--args",
-            "file",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="JSON file with the pipeline's arguments.",
-        ),
+        pipeline_arguments,
     ):
         command = option(command)
     return command
@@ -82,7 +98,7 @@ def upload(connect: Connect, names: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("pipeline")
-@_arguments
+@_run_options
 @click.option("--wait", is_flag=True, help="Show the tasks until the run ends.")
 @_cluster
 def submit(
@@ -109,7 +125,7 @@ def submit(
 
 @click.command()
 @click.argument("pipeline")
-@_arguments
+@_run_options
 @click.option("--cron", default="", help="When: '0 2 * * *' is every night at two.")
 @click.option("--every", default="", help="Or how often: 30m, 12h, 1d.")
 @click.option("--catch-up", is_flag=True, help="Make up for runs that were missed.")
@@ -183,7 +199,7 @@ def cancel(connect: Connect, run: str, recurring: bool) -> None:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(_KINDS))
+@click.argument("kind", type=click.Choice(list(variables.SECRETS)))
 @click.option(
     "--from-file",
     "file",
@@ -191,7 +207,7 @@ def cancel(connect: Connect, run: str, recurring: bool) -> None:
     help="JSON or YAML with the values; for registry also Docker's config.json.",
 )
 @click.option("--name", default="", help="The Secret's name; default: the one pipelines look for.")
-@click.option("-n", "--namespace", default="", envvar="MEDSEG_NAMESPACE", help="Your namespace.")
+@_NAMESPACE
 def secrets(kind: str, file: Path | None, name: str, namespace: str) -> None:
     """Create or update a Secret that the stages read; the values are asked for."""
     from medseg.kubeflow.secrets import read_secret_file, secret_keys, write_secret
@@ -206,12 +222,12 @@ def secrets(kind: str, file: Path | None, name: str, namespace: str) -> None:
                 key.replace("_", " "),
                 default="",
                 show_default=False,
-                hide_input=key in _HIDDEN,
+                hide_input=hidden,
                 err=True,
             )
-            for key in secret_keys(kind)
+            for key, hidden in secret_keys(kind).items()
         }
-    name = name or str(getattr(load_settings(), f"{kind}_secret"))
+    name = name or str(getattr(load_settings(), variables.SECRETS[kind].parameter))
     state, where = write_secret(kind, values, name=name, namespace=namespace)
     click.echo(f"{state} the Secret {name} in the namespace {where}")
 

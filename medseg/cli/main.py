@@ -9,7 +9,7 @@ import click
 
 from medseg import __version__
 from medseg.cli import cluster, deploy
-from medseg.project import UserError, explained_os_errors
+from medseg.project import UserError, explained_os_errors, variables
 
 
 class _Commands(click.Group):
@@ -33,9 +33,9 @@ def main() -> None:
 _DATA_ROOT = click.option(
     "--data-root",
     type=click.Path(file_okay=False, path_type=Path),
-    envvar="MEDSEG_DATA_ROOT",
+    envvar=variables.DATA_ROOT.name,
     required=True,
-    help="Folder that holds the project's data (or MEDSEG_DATA_ROOT).",
+    help=f"Folder that holds the project's data (or {variables.DATA_ROOT.name}).",
 )
 
 
@@ -54,15 +54,7 @@ def pipelines(name: str | None) -> None:
 @main.command()
 @click.argument("name")
 @_DATA_ROOT
-@click.option(
-    "--args",
-    "file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="JSON file with the pipeline's arguments.",
-)
-@click.option(
-    "-p", "--param", "given", multiple=True, metavar="KEY=VALUE", help="One argument; repeatable."
-)
+@cluster.pipeline_arguments
 @click.option(
     "--runner",
     type=click.Choice(["subprocess", "docker"]),
@@ -157,25 +149,35 @@ def demo(data_root: Path, dataset: Path | None) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the catalogue of pipelines and components to this Markdown page.",
 )
-def compile_(settings: Path | None, output: Path | None, catalogue: Path | None) -> None:
+@click.option(
+    "--manifests",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Also write the empty Secrets, and the role that names them, in this folder.",
+)
+def compile_(
+    settings: Path | None, output: Path | None, catalogue: Path | None, manifests: Path | None
+) -> None:
     """Compile the pipelines to YAML, ready to upload."""
     import os
 
-    from medseg.kubeflow.settings import PREFIX, SETTINGS_VARIABLE
+    from medseg.kubeflow.settings import PREFIX
 
     if settings is not None:
-        os.environ[SETTINGS_VARIABLE] = str(settings)
+        os.environ[variables.SETTINGS_FILE.name] = str(settings)
     if output is None:  # the committed set is that of the defaults
         output = Path("site" if any(name.startswith(PREFIX) for name in os.environ) else "compiled")
-    from medseg.kubeflow.compiled import compile_pipelines
+    # loads the components, whose images are those of the settings
+    from medseg.cli.catalogue import write_catalogue
+    from medseg.cli.compiling import compile_pipelines, write_secret_manifests
 
     for path in compile_pipelines(output):
         click.echo(path)
     if catalogue is not None:
-        from medseg.kubeflow.catalogue import write_catalogue
-
         write_catalogue(catalogue, output)
         click.echo(catalogue)
+    if manifests is not None:
+        write_secret_manifests(manifests)
+        click.echo(manifests)
 
 
 for _command in (*cluster.COMMANDS, *deploy.COMMANDS):

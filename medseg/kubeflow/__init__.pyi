@@ -5,3 +5,6 @@ from .platform import platform_arguments as platform_arguments
 from .platform import platform_pipeline as platform_pipeline
 from .settings import PlatformSettings as PlatformSettings
 from .settings import load_settings as load_settings
+from .stage import Needs as Needs
+from .stage import stage_component as stage_component
+from .stage import stage_container as stage_container

@@ -1,11 +1,9 @@
-"""The compiled pipelines: writing them from ``medseg.pipelines``, reading what they take."""
+"""The compiled pipelines: what they are, what they take, and whether a run's arguments fit."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
-import pkgutil
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,12 +15,12 @@ import yaml
 
 from medseg.kubeflow.settings import (
     PLATFORM_PARAMETERS,
+    REQUESTS,
     PlatformSettings,
-    load_settings,
-    quantity,
+    is_more,
     suits,
 )
-from medseg.project import UserError, atomic_file
+from medseg.project import UserError
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
@@ -135,9 +133,8 @@ class CompiledPipeline:
         """
         for name in given:
             if name not in self.parameters:
-                hint = _hint(name, self.parameters)
                 raise UserError(
-                    f"pipeline {self.name} has no parameter {name!r}{hint}; "
+                    f"pipeline {self.name} has no parameter {name!r}{hint(name, self.parameters)}; "
                     f"'medseg pipelines {self.name}' lists them."
                 )
         missing = [
@@ -163,7 +160,7 @@ class CompiledPipeline:
                     f"{_example(name)}."
                 )
         for name, (request, stage) in self.requests.items():
-            if name in checked and quantity(checked[name]) < quantity(request):
+            if name in checked and is_more(request, checked[name]):
                 raise UserError(
                     f"parameter {name}: {checked[name]} is less than the {request} that the stage "
                     f"{stage} asks for: give at least that, or compile with a lower {name}_request."
@@ -194,7 +191,7 @@ def read_pipeline(name: str, folder: Path | None = None) -> CompiledPipeline:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         raise UserError(
-            f"there is no pipeline {name!r}{_hint(name, pipeline_names(folder))}; "
+            f"there is no pipeline {name!r}{hint(name, pipeline_names(folder))}; "
             "'medseg pipelines' lists them."
         )
     try:
@@ -209,41 +206,6 @@ def read_yaml(path: Path) -> list[dict[str, Any]]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     with path.open(encoding="utf-8") as file:
         return list(yaml.load_all(file, Loader=loader))
-
-
-def compile_pipelines(folder: Path) -> list[Path]:
-    """Compiles every pipeline of ``medseg.pipelines`` with the site's settings.
-
-    Args:
-        folder: Where the YAML files go; those of the project's pipelines that are gone are removed.
-
-    Returns:
-        The files, one for each module of ``medseg.pipelines``.
-
-    Raises:
-        UserError: The settings are wrong, or name a stage that does not exist.
-    """
-    from kfp import compiler
-
-    stages = importlib.import_module("medseg.components").__all__
-    for stage in load_settings().stages:
-        if stage not in stages:
-            raise UserError(
-                f"the platform settings name no stage: {stage!r}{_hint(stage, stages)}."
-            )
-    paths = []
-    for module in pkgutil.iter_modules(importlib.import_module("medseg.pipelines").__path__):
-        pipeline = getattr(importlib.import_module(f"medseg.pipelines.{module.name}"), module.name)
-        path = folder / f"{module.name}.yaml"
-        with atomic_file(path) as temporary:
-            compiler.Compiler().compile(pipeline, str(temporary))
-        paths.append(path)
-    for path in folder.glob("*.yaml"):
-        # only what an earlier version of this project has compiled: the folder may hold more
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if path not in paths and text.startswith("# PIPELINE DEFINITION\n# Name: medseg-"):
-            path.unlink()
-    return paths
 
 
 def _pipeline(path: Path, spec: dict[str, Any]) -> CompiledPipeline:
@@ -278,12 +240,12 @@ def _requests(executors: dict[str, Any]) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for label, executor in executors.items():
         resources = executor.get("container", {}).get("resources", {})
-        for name in ("cpu", "memory"):
+        for name in REQUESTS:
             limit = _SOURCE.fullmatch(resources.get(f"resource{name.title()}Limit", ""))
             request = resources.get(f"resource{name.title()}Request", "")
             if limit is None or limit[1] != name or not suits(name, request):
                 continue
-            if name not in found or quantity(request) > quantity(found[name][0]):
+            if name not in found or is_more(request, found[name][0]):
                 found[name] = (request, label.removeprefix("exec-"))
     return found
 
@@ -303,6 +265,7 @@ def _default(definition: dict[str, Any]) -> Any:
     return value
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Iterable[str]) -> str:
+    """Names the nearest known name, for the end of a message."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -131,7 +131,9 @@ def run_local(
                 checked,
                 run.log,
                 Path(scratch),
-                _docker(root, name, Path(scratch)) if runner == "docker" else _subprocess(),
+                _docker(root, name, Path(scratch), pipeline)
+                if runner == "docker"
+                else _subprocess(),
             )
     run.seconds = time.monotonic() - started
     if not run.succeeded and not run.errors:
@@ -147,10 +149,10 @@ def _subprocess() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _docker(root: DataRoot, name: str, scratch: Path) -> Iterator[Any]:
-    from medseg.kubeflow.local_docker import docker_runner
+def _docker(root: DataRoot, name: str, scratch: Path, pipeline: CompiledPipeline) -> Iterator[Any]:
+    from medseg.kubeflow.local_docker import docker_runner, stage_access
 
-    with docker_runner(root, name, scratch) as runner:
+    with docker_runner(root, name, scratch, stage_access(read_yaml(pipeline.path))) as runner:
         yield runner
 
 
@@ -191,9 +193,10 @@ def _for_here(pipeline: CompiledPipeline, arguments: dict[str, Any], *, images: 
     """
     spec, *platform = read_yaml(pipeline.path)
     if images:
-        from medseg.kubeflow.local_docker import resolve_images
+        from medseg.kubeflow.local_docker import mark_stages, resolve_images
 
         resolve_images(spec, arguments)
+        mark_stages(spec)
     else:
         for label, executor in spec["deploymentSpec"]["executors"].items():
             if "--function_to_execute" not in executor.get("container", {}).get("args", ()):

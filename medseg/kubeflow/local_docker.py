@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
 
+import docker
+from kfp import local
+from kfp.local import docker_task_handler
+
 from medseg.deploy.engine import STOP_S, docker_client, hardened, run_container
-from medseg.deploy.package import COMMAND
-from medseg.kubeflow.platform import NEEDS, Needs
-from medseg.project import MOUNT_PATH, DataRoot, UserError
-from medseg.project.stages import EVENTS_VARIABLE
+from medseg.kubeflow.platform import NO_NETWORK
+from medseg.project import DataRoot, UserError
+from medseg.project.variables import DATA_ROOT, EVENTS, SECRETS, secret_environment
 
 _PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['(?P<name>[^']+)'\]\}\}")
 LABEL = "io.github.kfp-medseg.run"
+_MARK = "MEDSEG_EXECUTOR"
 
 
 def resolve_images(spec: dict[str, Any], arguments: Mapping[str, Any]) -> None:
@@ -90,8 +94,62 @@ def _filled(text: str, values: Mapping[str, Any]) -> str | None:
     return _PLACEHOLDER.sub(lambda match: str(values[match["name"]]), text)
 
 
+@dataclass(frozen=True)
+class StageAccess:
+    """What a stage of a compiled pipeline may reach.
+
+    Attributes:
+        secrets: The kinds of Secret that it reads.
+        network: Whether it is on a network. Of one that is not a platform pipeline's only its
+            author knows whether it needs that.
+    """
+
+    secrets: frozenset[str] = frozenset()
+    network: bool = True
+
+
+def stage_access(documents: Sequence[Mapping[str, Any]]) -> dict[str, StageAccess]:
+    """What each stage may reach, as the compiled pipeline says it to the cluster.
+
+    Args:
+        documents: The pipeline's specification and the platform's, if it has one.
+
+    Returns:
+        By the stage's executor in the specification.
+    """
+    spec, *platforms = documents
+    access = dict.fromkeys(spec["deploymentSpec"]["executors"], StageAccess())
+    for platform in platforms:
+        kubernetes = platform["platforms"].get("kubernetes", {})
+        for label, settings in kubernetes.get("deploymentSpec", {}).get("executors", {}).items():
+            names = {
+                secret.get("secretNameParameter", {}).get("componentInputParameter", "")
+                for secret in settings.get("secretAsEnv", ())
+            }
+            key, value = NO_NETWORK
+            access[label] = StageAccess(
+                frozenset(kind for kind, row in SECRETS.items() if row.parameter in names),
+                network=settings.get("podMetadata", {}).get("labels", {}).get(key) != value,
+            )
+    return access
+
+
+def mark_stages(spec: dict[str, Any]) -> None:
+    """Puts each executor's name among its variables, as KFP tells Docker no other.
+
+    Args:
+        spec: The compiled pipeline; its executors are changed.
+    """
+    for label, executor in spec["deploymentSpec"]["executors"].items():
+        if "container" in executor:
+            marked = [*executor["container"].get("env", ()), {"name": _MARK, "value": label}]
+            executor["container"]["env"] = marked
+
+
 @contextlib.contextmanager
-def docker_runner(root: DataRoot, run: str, scratch: Path) -> Iterator[Any]:
+def docker_runner(
+    root: DataRoot, run: str, scratch: Path, access: Mapping[str, StageAccess]
+) -> Iterator[Any]:
     """KFP's Docker runner with the data root where the pipeline mounts its volume.
 
     Stages run as the data root's owner, with a read-only root and without capabilities. Each gets
@@ -103,6 +161,7 @@ def docker_runner(root: DataRoot, run: str, scratch: Path) -> Iterator[Any]:
         root: The data root.
         run: The run's name.
         scratch: A temporary folder that the containers write their outputs to.
+        access: What the stages may reach, by the mark of :func:`mark_stages`.
 
     Yields:
         The runner for ``kfp.local.init``.
@@ -110,10 +169,6 @@ def docker_runner(root: DataRoot, run: str, scratch: Path) -> Iterator[Any]:
     Raises:
         UserError: Docker cannot be reached.
     """
-    import docker
-    from kfp import local
-    from kfp.local import docker_task_handler
-
     client = docker_client()
     owner = root.path.stat()
     for name in ("outputs", "workspace"):  # else Docker makes them, for root
@@ -133,14 +188,15 @@ def docker_runner(root: DataRoot, run: str, scratch: Path) -> Iterator[Any]:
     def run_stage(
         client: Any, image: str, command: Sequence[str], volumes: dict[str, Any], **given: Any
     ) -> int:
-        environment = given.pop("environment", None) or {}
+        environment = dict(given.pop("environment", None) or {})
+        reach = access.get(environment.pop(_MARK, ""), StageAccess())
         return run_container(
             client,
             image,
             command,
             volumes,
             **given,
-            **_stage_options(root, run, stage_name(command), environment),
+            **_stage_options(root, run, reach, environment),
         )
 
     def stop_stages() -> None:
@@ -163,35 +219,18 @@ def docker_runner(root: DataRoot, run: str, scratch: Path) -> Iterator[Any]:
         client.close()
 
 
-def stage_name(command: Sequence[str]) -> str:
-    """The component that a container's command runs; empty for a container component of others.
-
-    Args:
-        command: Command and arguments, as KFP hands them to Docker.
-    """
-    option = "--function_to_execute"
-    if option in command[:-1]:
-        return command[command.index(option) + 1]
-    return "inference" if list(command[: len(COMMAND)]) == COMMAND else ""
-
-
 def _stage_options(
-    root: DataRoot, run: str, name: str, environment: Mapping[str, str]
+    root: DataRoot, run: str, access: StageAccess, environment: Mapping[str, str]
 ) -> dict[str, Any]:
     """What is one stage's own: its network, its volume, and variables with its Secrets."""
-    import docker
-
-    needs = NEEDS.get(name.replace("_", "-"), Needs())
-    # a component of the user's own may need the network, which only its author knows
-    foreign = name not in importlib.import_module("medseg.components").__all__
-    volume = PurePosixPath(environment.get("MEDSEG_DATA_ROOT", str(MOUNT_PATH)))
+    volume = PurePosixPath(environment.get(DATA_ROOT.name, DATA_ROOT.default))
     return {
-        "network_mode": "host" if needs.network or foreign else "none",
+        "network_mode": "host" if access.network else "none",
         "mounts": [docker.types.Mount(str(volume), str(root.path), type="bind")],
         "environment": {
             **environment,
-            **{key: os.environ[key] for key in needs.variables if os.environ.get(key)},
-            EVENTS_VARIABLE: str(volume / "runs" / run / "events.jsonl"),
+            **secret_environment(access.secrets),
+            EVENTS.name: str(volume / "runs" / run / "events.jsonl"),
         },
     }
 

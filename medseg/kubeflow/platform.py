@@ -6,96 +6,20 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from kfp import dsl, kubernetes
 from kfp.dsl import pipeline_context
 from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.pipeline_task import PipelineTask
-from kfp.dsl.structures import ResourceSpec
+from kfp.dsl.structures import ComponentSpec, ResourceSpec
 
-from medseg.kubeflow.settings import PlatformSettings, load_settings
-from medseg.project import MOUNT_PATH, UserError
-from medseg.project.stages import RUN_ID_VARIABLE
+from medseg.kubeflow.settings import PlatformSettings, StageSettings, load_settings
+from medseg.kubeflow.stage import Needs, needs_of, secret_kinds, stage_name
+from medseg.project import MOUNT_PATH, UserError, variables
 
-
-@dataclass(frozen=True)
-class Needs:
-    """What a stage asks of the cluster beside the volume.
-
-    Attributes:
-        gpu: It computes on a GPU where there is one.
-        shared_memory: Its worker processes exchange arrays through ``/dev/shm``.
-        secrets: The Secrets it reads, by the first word of their parameter (``mlflow``, …).
-        image: The parameter that names its image.
-    """
-
-    gpu: bool = False
-    shared_memory: bool = False
-    secrets: tuple[str, ...] = ()
-    image: str = "image"
-
-    @property
-    def variables(self) -> list[str]:
-        """The environment variables that its Secrets become."""
-        return [name for kind in self.secrets for name in SECRET_KEYS[kind].values()]
-
-    @property
-    def network(self) -> bool:
-        """Whether it talks to a server; all that do may need a Secret for it."""
-        return bool(self.secrets)
-
-
-IMAGES = {"image": "runtime", "builder_image": "builder"}
-"""Parameters that name images, and the images of the project that are their defaults."""
-
-NEEDS: dict[str, Needs] = {
-    "nifti-to-dicom": Needs(secrets=("dicomweb",)),
-    "list-studies": Needs(secrets=("dicomweb",)),
-    "convert-studies": Needs(secrets=("dicomweb",)),
-    "plan-and-preprocess": Needs(shared_memory=True),
-    "train": Needs(gpu=True, shared_memory=True, secrets=("mlflow", "s3")),
-    "validate": Needs(gpu=True, shared_memory=True, secrets=("mlflow", "s3")),
-    "segment": Needs(gpu=True, shared_memory=True),
-    "test-model": Needs(gpu=True, shared_memory=True, secrets=("mlflow", "s3")),
-    "promote": Needs(gpu=True, shared_memory=True),
-    "report": Needs(secrets=("mlflow", "s3")),
-    "notify": Needs(secrets=("notify",)),
-    "docker-build": Needs(secrets=("registry",), image="builder_image"),
-    "inference": Needs(gpu=True, shared_memory=True),
-}
-"""Stages (by component name) that need more than the volume."""
-
-SECRET_KEYS: dict[str, dict[str, str]] = {
-    "dicomweb": {
-        "username": "MEDSEG_DICOMWEB_USERNAME",
-        "password": "MEDSEG_DICOMWEB_PASSWORD",
-        "token": "MEDSEG_DICOMWEB_TOKEN",
-    },
-    "mlflow": {
-        "username": "MLFLOW_TRACKING_USERNAME",
-        "password": "MLFLOW_TRACKING_PASSWORD",
-        "token": "MLFLOW_TRACKING_TOKEN",
-    },
-    "s3": {
-        "access_key": "AWS_ACCESS_KEY_ID",
-        "secret_key": "AWS_SECRET_ACCESS_KEY",
-        "endpoint": "MLFLOW_S3_ENDPOINT_URL",
-    },
-    "notify": {"url": "MEDSEG_WEBHOOK_URL"},
-    "registry": {".dockerconfigjson": "MEDSEG_REGISTRY_AUTH"},
-}
-"""The keys of each Secret and the environment variables that they become."""
-
-_ARGS = """pvc_name: Claim of the project volume, mounted at the data root.
-image: Image that the stages run in.
-cpu: CPU limit of a stage, such as 2 or 500m.
-memory: Memory limit of a stage, such as 8Gi.
-gpu_count: GPUs of a stage that uses one ({gpu}).
-gpu_type: Resource name of the GPUs, such as nvidia.com/gpu.
-node_selector: Labels that a node must have to run the stages.
-"""
+NO_NETWORK = ("io.github.kfp-medseg/network", "none")
+"""The label of pods that need no network: a local run gives them none, a site's policy may."""
 
 _GROUPS = {
     "for-loop": "dsl.ParallelFor",
@@ -105,9 +29,12 @@ _GROUPS = {
 
 _current: ContextVar[dict[str, Any]] = ContextVar("platform arguments")
 
+_gpu_stages: dict[int, tuple[ComponentSpec, tuple[str, ...]]] = {}
+"""The stages of each pipeline that use a GPU, by the identity of its specification."""
+
 
 def platform_pipeline(
-    *, name: str, display_name: str = "", secrets: tuple[str, ...] = (), gpu: str = ""
+    *, name: str, display_name: str = "", secrets: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], BaseComponent]:
     """Makes a KFP pipeline that takes the platform parameters beside its own.
 
@@ -118,21 +45,20 @@ def platform_pipeline(
     Args:
         name: The pipeline's name inside KFP.
         display_name: The name that the UI shows.
-        secrets: The Secrets that its stages use, each a parameter ``<name>_secret``.
-        gpu: Its stages that use a GPU, for the parameter's description.
+        secrets: The kinds of Secret that its stages use, each a parameter ``<kind>_secret``.
 
     Raises:
-        UserError: A stage reads a Secret that ``secrets`` does not name, or stands directly inside
-            a loop, a condition or an exit handler.
+        UserError: A stage reads a Secret that ``secrets`` does not name, stands directly inside a
+            loop, a condition or an exit handler, or asks for more than the limit.
     """
 
     def decorate(function: Callable[..., Any]) -> BaseComponent:
         settings = load_settings()
-        defaults = settings.parameters()
-        secret_names = {f"{kind}_secret": getattr(settings, f"{kind}_secret") for kind in secrets}
+        defaults = settings.parameters() | {
+            row.parameter: getattr(settings, row.parameter) for row in secret_kinds(secrets)
+        }
         signature = inspect.signature(function)
         # a pipeline may take one of these as a parameter of its own, such as a required image
-        own = {key: defaults.pop(key) for key in list(defaults) if key in signature.parameters}
         extra = [
             inspect.Parameter(
                 key,
@@ -140,8 +66,10 @@ def platform_pipeline(
                 default=value,
                 annotation=dict if isinstance(value, dict) else str,
             )
-            for key, value in {**defaults, **secret_names}.items()
+            for key, value in defaults.items()
+            if key not in signature.parameters
         ]
+        gpu_stages: dict[str, None] = {}
 
         @functools.wraps(function)
         def body(*args: Any, **kwargs: Any) -> Any:
@@ -152,10 +80,11 @@ def platform_pipeline(
                 outputs = function(**bound)
                 pipeline = pipeline_context.Pipeline.get_default_pipeline()
                 for task in pipeline.tasks.values():
-                    task.set_caching_options(load_settings().caching)
+                    task.set_caching_options(settings.caching)
+                    gpu_stages.update(dict.fromkeys(stages_with_gpu(task.component_spec)))
                     if task.component_spec.implementation.graph is None:
                         _check_group(name, task, pipeline.groups[0])
-                        place(task, platform)
+                        place_task(task, platform)
             finally:
                 _current.reset(token)
             return outputs
@@ -163,19 +92,41 @@ def platform_pipeline(
         body.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[*signature.parameters.values(), *extra]
         )
-        lines = [
-            line
-            for line in _ARGS.format(gpu=gpu or "no stage of this pipeline does").splitlines()
-            if line.partition(":")[0] not in own
-        ]
-        lines += [
-            f"{key}: {PlatformSettings.model_fields[key].description}." for key in secret_names
-        ]
-        doc = inspect.getdoc(function) or ""
-        body.__doc__ = doc.rstrip() + "\n" + "".join(f"    {line}\n" for line in lines)
-        return dsl.pipeline(name=name, display_name=display_name or None)(body)
+        doc = inspect.getdoc(function) or name
+        if "\nArgs:\n" not in doc:
+            doc = f"{doc}\n\nArgs:"
+        lines = (f"    {item.name}: {description(item.name)}\n" for item in extra)
+        body.__doc__ = f"{doc.rstrip()}\n{''.join(lines)}"
+        pipeline = dsl.pipeline(name=name, display_name=display_name or None)(body)
+        _note_gpu_stages(pipeline.component_spec, tuple(gpu_stages))
+        return pipeline
 
     return decorate
+
+
+def description(parameter: str) -> str:
+    """What a platform parameter means, as a sentence."""
+    if parameter == "image":
+        return "Image that the stages run in."
+    text = str(PlatformSettings.model_fields[parameter].description)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def stages_with_gpu(spec: ComponentSpec) -> tuple[str, ...]:
+    """The stages of a component or a pipeline that use a GPU, by name."""
+    if spec.implementation.graph is None:
+        return (stage_name(spec),) if needs_of(spec).gpu else ()
+    return _gpu_stages[id(spec)][1] if id(spec) in _gpu_stages else ()
+
+
+def _note_gpu_stages(spec: ComponentSpec, stages: tuple[str, ...]) -> None:
+    """Names them where a person reads how many GPUs to ask for: known once all tasks are there."""
+    _gpu_stages[id(spec)] = (spec, stages)
+    which = ", ".join(stages) or "no stage of this pipeline does"
+    text = f"{description('gpu_count')[:-1]} ({which})."
+    for inputs in (spec.inputs, spec.implementation.graph.root.input_definitions.parameters):
+        if inputs["gpu_count"].description == description("gpu_count"):
+            inputs["gpu_count"].description = text
 
 
 def platform_arguments(*secrets: str) -> dict[str, Any]:
@@ -194,19 +145,18 @@ def platform_arguments(*secrets: str) -> dict[str, Any]:
     current = _current.get(None)
     if current is None:
         raise UserError("platform_arguments() gives something only inside a platform_pipeline.")
-    names = {f"{kind}_secret" for kind in secrets}
-    for kind in secrets:
-        if f"{kind}_secret" not in current:
+    rows = secret_kinds(secrets)
+    for row in rows:
+        if row.parameter not in current:
             raise UserError(
-                f"platform_arguments({kind!r}): the pipeline around it does not take this Secret: "
-                f"add {kind!r} to the secrets of its platform_pipeline."
+                f"platform_arguments({row.kind!r}): the pipeline around it does not take this "
+                f"Secret: add {row.kind!r} to the secrets of its platform_pipeline."
             )
-    return {
-        key: value for key, value in current.items() if not key.endswith("_secret") or key in names
-    }
+    others = {row.parameter for row in variables.SECRETS.values() if row not in rows}
+    return {key: value for key, value in current.items() if key not in others}
 
 
-def place(task: PipelineTask, platform: dict[str, Any]) -> None:
+def place_task(task: PipelineTask, platform: dict[str, Any]) -> None:
     """Gives one task its place on the cluster, but for what it has already.
 
     Args:
@@ -214,39 +164,56 @@ def place(task: PipelineTask, platform: dict[str, Any]) -> None:
         platform: The platform parameters by name.
 
     Raises:
-        UserError: The stage reads a Secret that is no parameter of the pipeline.
+        UserError: The stage reads a Secret that is no parameter of the pipeline, or asks for more
+            than the limit.
     """
     settings = load_settings()
-    name = task.component_spec.name
-    needs = NEEDS.get(name, Needs())
-    stage = settings.stage(name)
+    needs = needs_of(task.component_spec)
+    asked = settings.stage(stage_name(task.component_spec), needs.asks)
     _let_signals_through(task)
-    if task.container_spec.image == settings.image(IMAGES[needs.image]) and needs.image in platform:
-        task.set_container_image(platform[needs.image])
-    given = task.container_spec.resources or ResourceSpec()
-    # beside a limit of the task's own ours may be too much; Kubernetes then asks for the limit
-    if not (given.cpu_request or given.cpu_limit):
-        task.set_cpu_request(stage.cpu_request)
-    if not given.cpu_limit:
-        task.set_cpu_limit(platform["cpu"])
-    if not (given.memory_request or given.memory_limit):
-        task.set_memory_request(stage.memory_request)
-    if not given.memory_limit:
-        task.set_memory_limit(platform["memory"])
-    if stage.retries and task._task_spec.retry_policy is None:
-        task.set_retry(stage.retries, backoff_duration=settings.retry_backoff)
+    _set_image(task, needs, settings, platform)
+    _set_resources(task, needs, asked, platform)
+    _set_volumes(task, needs, asked, settings, platform)
+    _set_pod(task, needs, asked, settings, platform)
+    _set_secrets(task, needs, platform)
+
+
+def _set_image(
+    task: PipelineTask, needs: Needs, settings: PlatformSettings, platform: dict[str, Any]
+) -> None:
+    is_own = task.container_spec.image == settings.image(needs.image)
+    if is_own and needs.image_parameter in platform:
+        task.set_container_image(platform[needs.image_parameter])
+
+
+def _set_resources(
+    task: PipelineTask, needs: Needs, asked: StageSettings, platform: dict[str, Any]
+) -> None:
+    own = task.container_spec.resources or ResourceSpec()
+    # beside a limit of the task's own our request may be too much; Kubernetes then asks for the
+    # limit
+    for present, setter, value in (
+        (own.cpu_request or own.cpu_limit, task.set_cpu_request, asked.cpu_request),
+        (own.cpu_limit, task.set_cpu_limit, platform["cpu"]),
+        (own.memory_request or own.memory_limit, task.set_memory_request, asked.memory_request),
+        (own.memory_limit, task.set_memory_limit, platform["memory"]),
+    ):
+        if not present:
+            setter(value)
+    if needs.gpu and not own.accelerator_count:
+        task.set_accelerator_type(platform["gpu_type"]).set_accelerator_limit(platform["gpu_count"])
+
+
+def _set_volumes(
+    task: PipelineTask,
+    needs: Needs,
+    asked: StageSettings,
+    settings: PlatformSettings,
+    platform: dict[str, Any],
+) -> None:
     if settings.mount_path != str(MOUNT_PATH):
-        task.set_env_variable("MEDSEG_DATA_ROOT", settings.mount_path)
+        task.set_env_variable(variables.DATA_ROOT.name, settings.mount_path)
     kubernetes.mount_pvc(task, pvc_name=platform["pvc_name"], mount_path=settings.mount_path)
-    kubernetes.add_node_selector_json(task, node_selector_json=platform["node_selector"])
-    kubernetes.set_timeout(task, stage.time_limit_s)
-    kubernetes.set_security_context(task, **settings.security_context.model_dump())
-    kubernetes.set_image_pull_policy(task, settings.image_pull_policy)
-    kubernetes.use_field_path_as_env(
-        task, env_name=RUN_ID_VARIABLE, field_path="metadata.labels['pipeline/runid']"
-    )
-    if settings.image_pull_secrets:
-        kubernetes.set_image_pull_secrets(task, settings.image_pull_secrets)
     # /tmp is writable where the image's root is not
     kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")  # noqa: S108
     if needs.shared_memory:
@@ -255,26 +222,53 @@ def place(task: PipelineTask, platform: dict[str, Any]) -> None:
             volume_name="shm",
             mount_path="/dev/shm",  # noqa: S108
             medium="Memory",
-            size_limit=stage.shared_memory,
+            size_limit=asked.shared_memory,
         )
-    if needs.gpu and not given.accelerator_count:
-        task.set_accelerator_type(platform["gpu_type"]).set_accelerator_limit(platform["gpu_count"])
+
+
+def _set_pod(
+    task: PipelineTask,
+    needs: Needs,
+    asked: StageSettings,
+    settings: PlatformSettings,
+    platform: dict[str, Any],
+) -> None:
+    if asked.retries and not _has_retry(task):
+        task.set_retry(asked.retries, backoff_duration=settings.retry_backoff)
+    kubernetes.add_node_selector_json(task, node_selector_json=platform["node_selector"])
     # on every stage: the node selector leads them all to the same nodes
     for toleration in settings.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+    kubernetes.set_timeout(task, asked.time_limit_s)
+    kubernetes.set_security_context(task, **settings.security_context.model_dump())
+    kubernetes.set_image_pull_policy(task, settings.image_pull_policy)
+    if settings.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, settings.image_pull_secrets)
+    kubernetes.use_field_path_as_env(
+        task, env_name=variables.RUN_ID.name, field_path="metadata.labels['pipeline/runid']"
+    )
+    if not needs.network:
+        kubernetes.add_pod_label(task, *NO_NETWORK)
+
+
+def _set_secrets(task: PipelineTask, needs: Needs, platform: dict[str, Any]) -> None:
     for kind in needs.secrets:
-        secret = platform.get(f"{kind}_secret")
-        if secret is None:
+        row = variables.SECRETS[kind]
+        if row.parameter not in platform:
             raise UserError(
-                f"the stage {name} reads the Secret {kind}: add {kind!r} to the argument secrets "
-                "of the platform_pipeline that it stands in."
+                f"the stage {stage_name(task.component_spec)} reads the Secret {kind}: add "
+                f"{kind!r} to the argument secrets of the platform_pipeline that it stands in."
             )
         kubernetes.use_secret_as_env(
             task,
-            secret_name=secret,
-            secret_key_to_env=SECRET_KEYS[kind],
+            secret_name=platform[row.parameter],
+            secret_key_to_env=row.variables,
             optional=True,
         )
+
+
+def _has_retry(task: PipelineTask) -> bool:
+    return task._task_spec.retry_policy is not None  # KFP has no reader of it
 
 
 def _check_group(pipeline: str, task: PipelineTask, root: Any) -> None:

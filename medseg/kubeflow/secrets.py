@@ -11,20 +11,20 @@ import yaml
 
 from medseg.kubeflow.namespace import core_api
 from medseg.project import UserError
+from medseg.project.variables import DOCKER_CONFIG, SECRETS
 
-REGISTRY_KEYS = ("server", "username", "password")
-DOCKER_CONFIG = "kubernetes.io/dockerconfigjson"
+REGISTRY_KEYS = {"server": False, "username": False, "password": True}
 
 
-def secret_keys(kind: str) -> tuple[str, ...]:
-    """The values that a kind of Secret holds.
+def secret_keys(kind: str) -> dict[str, bool]:
+    """The values that a person gives for a kind of Secret, and whether each is hidden when typed.
 
     Args:
-        kind: ``registry``, ``dicomweb``, ``mlflow``, ``s3`` or ``notify``.
+        kind: One of :data:`medseg.project.variables.SECRETS`.
     """
-    from medseg.kubeflow.platform import SECRET_KEYS
-
-    return REGISTRY_KEYS if kind == "registry" else tuple(SECRET_KEYS[kind])
+    if SECRETS[kind].type == DOCKER_CONFIG:
+        return REGISTRY_KEYS
+    return {key.name: key.hidden for key in SECRETS[kind].keys}
 
 
 def read_secret_file(kind: str, file: Path) -> dict[str, Any]:
@@ -67,14 +67,14 @@ def write_secret(
     """
     from kubernetes.client import ApiException, V1ObjectMeta, V1Secret
 
-    if kind == "registry":
-        data = {".dockerconfigjson": json.dumps(_docker_config(values))}
+    if SECRETS[kind].type == DOCKER_CONFIG:
+        data = {".dockerconfigjson": json.dumps(_docker_config(kind, values))}
     else:
         data = _checked(kind, values)
     secret = V1Secret(
         api_version="v1",
         kind="Secret",
-        type=DOCKER_CONFIG if kind == "registry" else "Opaque",
+        type=SECRETS[kind].type,
         metadata=V1ObjectMeta(name=name, labels={"app.kubernetes.io/part-of": "kfp-medseg"}),
         # not string_data: replacing data drops the keys that are no longer given
         data={key: base64.b64encode(value.encode()).decode() for key, value in data.items()},
@@ -111,7 +111,7 @@ def _checked(kind: str, values: dict[str, Any]) -> dict[str, str]:
     return given
 
 
-def _docker_config(values: dict[str, Any]) -> dict[str, Any]:
+def _docker_config(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     if "auths" in values:
         auths = values["auths"]
         entries = auths.values() if isinstance(auths, dict) else []
@@ -124,10 +124,10 @@ def _docker_config(values: dict[str, Any]) -> dict[str, Any]:
                 "give server, username and password."
             )
         return {"auths": auths}
-    given = _checked("registry", values)
+    given = _checked(kind, values)
     missing = [key for key in REGISTRY_KEYS if key not in given]
     if missing:
-        raise UserError(f"the registry Secret needs {', '.join(missing)}.")
+        raise UserError(f"the {kind} Secret needs {', '.join(missing)}.")
     login = f"{given['username']}:{given['password']}"
     return {
         "auths": {

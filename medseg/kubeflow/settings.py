@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -16,6 +14,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    create_model,
     model_validator,
 )
 from pydantic_settings import (
@@ -27,11 +26,9 @@ from pydantic_settings import (
 
 from medseg import __version__
 from medseg.project import UserError
+from medseg.project.variables import SECRETS, SETTINGS_FILE
 
 PREFIX = "MEDSEG_PLATFORM_"
-SETTINGS_VARIABLE = f"{PREFIX}FILE"
-"""Names the YAML file of the site's settings."""
-
 REGISTRY = "ghcr.io/kfp-medseg"
 """Where a release publishes the images; ``.github/workflows/ci.yml`` names it by its owner."""
 
@@ -55,6 +52,9 @@ Count = Annotated[str, Field(pattern=r"^[0-9]+$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Wait = Annotated[str, Field(pattern=r"^[0-9]+[smh]$")]
 Word = Annotated[str, Field(pattern=r"^\S+$")]
+
+REQUESTS = {"cpu": "cpu_request", "memory": "memory_request"}
+"""Limits, and the settings that say how much of them a stage asks for."""
 
 
 class SecurityContext(BaseModel):
@@ -91,22 +91,28 @@ class StageSettings(BaseModel):
     time_limit_s: int | None = Field(None, ge=60)
 
 
-_STAGES: dict[str, dict[str, Any]] = {
-    "train": {"cpu_request": "1", "memory_request": "4Gi", "time_limit_s": 604_800},
-    "plan_and_preprocess": {"cpu_request": "1", "memory_request": "4Gi"},
-    "notify": {"cpu_request": "100m", "memory_request": "128Mi", "time_limit_s": 600},
-}
-"""Stages that ask for more or less than the others; ``PlatformSettings.stages`` goes over it."""
+if TYPE_CHECKING:
+    _SecretNames = BaseSettings
+else:  # a field for each kind of Secret
+    _SecretNames = create_model(
+        "_SecretNames",
+        __base__=BaseSettings,
+        **{
+            row.parameter: (Name, Field(row.default_name, description=f"Secret with {row.purpose}"))
+            for row in SECRETS.values()
+        },
+    )
 
 
-class PlatformSettings(BaseSettings):
+class PlatformSettings(_SecretNames):
     """Settings of a site: a YAML file, over it the environment, under both these defaults.
 
     A field ``x`` is read from the environment as ``MEDSEG_PLATFORM_X``; fields with structure as
     JSON. The file is named by ``MEDSEG_PLATFORM_FILE``.
 
     Fields that end up as defaults of pipeline parameters can be changed again at every run; the
-    others are fixed in the compiled YAML.
+    others are fixed in the compiled YAML. For each kind of Secret (:mod:`medseg.project.variables`)
+    the field ``<kind>_secret`` holds the Secret's name.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -118,20 +124,17 @@ class PlatformSettings(BaseSettings):
         description="registry and path of the images, such as registry/group",
     )
     tag: Word = Field(__version__, description="tag of the images")
-    pvc_name: Name = Field("medseg-data", description="claim of the project volume")
-    cpu: Cpu = Field("2", description="CPU limit of a stage")
-    memory: Memory = Field("8Gi", description="memory limit of a stage")
-    gpu_count: Count = Field("0", description="GPUs of a stage that uses one")
-    gpu_type: Word = Field("nvidia.com/gpu", description="resource name of the GPUs")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="labels of the nodes")
-    dicomweb_secret: Name = Field("medseg-dicomweb", description="Secret with access to the PACS")
-    mlflow_secret: Name = Field("medseg-mlflow", description="Secret with access to MLflow")
-    s3_secret: Name = Field("medseg-s3", description="Secret with access to MLflow's S3 storage")
-    registry_secret: Name = Field(
-        "maiacloud-dockerhub", description="Secret with the right to push to the registry"
+    pvc_name: Name = Field(
+        "medseg-data", description="claim of the project volume, mounted at the data root"
     )
-    notify_secret: Name = Field(
-        "medseg-notify", description="Secret with the webhook that hears of failures"
+    cpu: Cpu = Field("2", description="CPU limit of a stage, such as 2 or 500m")
+    memory: Memory = Field("8Gi", description="memory limit of a stage, such as 8Gi")
+    gpu_count: Count = Field("0", description="GPUs of a stage that uses one")
+    gpu_type: Word = Field(
+        "nvidia.com/gpu", description="resource name of the GPUs, such as nvidia.com/gpu"
+    )
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="labels that a node must have to run the stages"
     )
 
     # --- fixed at compile time ---
@@ -170,16 +173,25 @@ class PlatformSettings(BaseSettings):
         """
         return f"{self.registry or REGISTRY}/{name}:{self.tag}"
 
-    def stage(self, name: str) -> StageSettings:
+    def stage(self, name: str, asks: StageSettings | None = None) -> StageSettings:
         """What a stage asks for, with every field filled.
 
         Args:
-            name: The component, such as ``plan_and_preprocess``; KFP's dashes do as well.
+            name: The component, such as ``plan_and_preprocess``.
+            asks: What it asks for by itself; the site's ``stages`` go over it.
+
+        Raises:
+            UserError: It would ask for more than the limit.
         """
-        name = name.replace("-", "_")
-        given = self.stages.get(name, StageSettings()).model_dump(exclude_none=True)
-        common = {field: getattr(self, field) for field in StageSettings.model_fields}
-        return StageSettings(**{**common, **_STAGES.get(name, {}), **given})
+        common = StageSettings(**{key: getattr(self, key) for key in StageSettings.model_fields})
+        layers = (common, asks or StageSettings(), self.stages.get(name, StageSettings()))
+        values: dict[str, Any] = {}
+        for layer in layers:
+            values |= layer.model_dump(exclude_none=True)
+        stage = StageSettings(**values)
+        if finding := self._misfit(stage, f"stages.{name}."):
+            raise UserError(f"the platform settings have errors: {finding}.")
+        return stage
 
     def parameters(self) -> dict[str, Any]:
         """The defaults of :data:`PLATFORM_PARAMETERS`."""
@@ -188,16 +200,22 @@ class PlatformSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _requests_fit(self) -> PlatformSettings:
-        for name in ("", *sorted({*_STAGES, *self.stages})):
-            stage = self.stage(name)
-            for limit, asked in (("cpu", stage.cpu_request), ("memory", stage.memory_request)):
-                if quantity(str(asked)) > quantity(getattr(self, limit)):
-                    field = f"stages.{name}.{limit}_request" if name else f"{limit}_request"
-                    raise ValueError(
-                        f"{field} ({asked}) is more than the limit {limit} "
-                        f"({getattr(self, limit)}): lower the one or raise the other"
-                    )
+        asked = {"": StageSettings(**{key: getattr(self, key) for key in REQUESTS.values()})}
+        asked |= {f"stages.{name}.": stage for name, stage in sorted(self.stages.items())}
+        for where, stage in asked.items():
+            if finding := self._misfit(stage, where):
+                raise ValueError(finding)
         return self
+
+    def _misfit(self, stage: StageSettings, where: str) -> str:
+        for limit, request in REQUESTS.items():
+            asked = getattr(stage, request)
+            if asked and is_more(asked, getattr(self, limit)):
+                return (
+                    f"{where}{request} ({asked}) is more than the limit {limit} "
+                    f"({getattr(self, limit)}): lower the one or raise the other"
+                )
+        return ""
 
     @classmethod
     def settings_customise_sources(
@@ -222,8 +240,8 @@ def load_settings(file: Path | None = None) -> PlatformSettings:
         UserError: The file is missing or not a mapping, or a field (of the file or the
             environment) is unknown, of the wrong type or does not fit the others.
     """
-    if file is None and os.environ.get(SETTINGS_VARIABLE):
-        file = Path(os.environ[SETTINGS_VARIABLE])
+    if file is None and SETTINGS_FILE.value:
+        file = Path(SETTINGS_FILE.value)
     content: Any = {}
     if file is not None:
         try:
@@ -266,20 +284,18 @@ def suits(field: str, value: Any) -> bool:
     return True
 
 
-def quantity(text: str) -> Decimal:
-    """What a quantity of Kubernetes (``500m``, ``8Gi``) amounts to."""
-    number, unit = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
-    if unit == "m":
-        return Decimal(number) / 1000
-    power = "KMGTPE".find(unit[:1].upper()) + 1 if unit else 0
-    return Decimal(number) * Decimal(1024 if unit.endswith("i") else 1000) ** Decimal(power)
+def is_more(one: str, other: str) -> bool:
+    """Whether one quantity of Kubernetes (``500m``, ``8Gi``) is more than another."""
+    from kubernetes.utils.quantity import parse_quantity  # imports the whole client
+
+    return bool(parse_quantity(one) > parse_quantity(other))
 
 
 def _check_environment() -> None:
     """Refuses a misspelt variable, which pydantic-settings would pass over."""
     for name in os.environ:
         field = name[len(PREFIX) :].lower()
-        if not name.upper().startswith(PREFIX) or name == SETTINGS_VARIABLE:
+        if not name.upper().startswith(PREFIX) or name == SETTINGS_FILE.name:
             continue
         if field not in PlatformSettings.model_fields:
             near = difflib.get_close_matches(field, PlatformSettings.model_fields, n=1)

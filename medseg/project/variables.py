@@ -8,6 +8,7 @@ Secret, elsewhere from the person's own environment.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -159,6 +160,19 @@ def secret(kind: str, key: str) -> str:
         The value; empty where it was not given, since every Secret is optional.
     """
     return os.environ.get(secret_variable(kind, key), "")
+
+
+def secret_environment(kinds: Iterable[str]) -> dict[str, str]:
+    """What a process that is started here must be given to read these Secrets as this one can.
+
+    Args:
+        kinds: The kinds of Secret.
+
+    Returns:
+        Variables and their values; none for what was not given.
+    """
+    names = [key.variable for kind in kinds for key in SECRETS[kind].keys]
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def secret_variable(kind: str, key: str) -> str:

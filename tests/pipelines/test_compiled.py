@@ -17,14 +17,22 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from medseg.kubeflow.compiled import compile_pipelines, compiled_folder, pipeline_names
-from medseg.kubeflow.platform import NEEDS, SECRET_KEYS, Needs
-from medseg.kubeflow.settings import SETTINGS_VARIABLE, PlatformSettings, load_settings
+from medseg import components
+from medseg.cli.compiling import compile_pipelines
+from medseg.kubeflow.compiled import compiled_folder, pipeline_names
+from medseg.kubeflow.settings import PlatformSettings, load_settings
+from medseg.kubeflow.stage import needs_of
 from medseg.project import UserError
+from medseg.project.variables import SECRETS, SETTINGS_FILE
 
 PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 GPU = {"train", "validate", "segment", "test-model", "promote", "inference"}
 """Stages that compute on a GPU, said once more here, so that no other comes to ask for one."""
+
+NEEDS = {
+    name.replace("_", "-"): needs_of(getattr(components, name).component_spec)
+    for name in components.__all__
+}
 
 SITE = {
     "registry": "registry.site/group",
@@ -55,7 +63,7 @@ SITE = {
     "image_pull_policy": "Always",
     "dicomweb_secret": "site-pacs",
     "mlflow_secret": "site-mlflow",
-    "s3_secret": "site-s3",
+    "mlflow_artifacts_secret": "site-s3",
     "notify_secret": "site-hook",
     "caching": True,
 }
@@ -178,13 +186,13 @@ def _check(path: Path, settings: PlatformSettings) -> set[str]:
         "gpu_type": settings.gpu_type,
         "node_selector": settings.node_selector,
     }
-    images = {NEEDS.get(stage.name, Needs()).image for stage in stages}
+    images = {NEEDS[stage.name].image_parameter for stage in stages}
     if "builder_image" not in images:
         del defaults["builder_image"]
     if path.stem == "inference":  # which image it runs is what its user must say
         del defaults["image"]
         assert not inputs["image"].is_optional
-    wanted = {kind for stage in stages for kind in NEEDS.get(stage.name, Needs()).secrets}
+    wanted = {kind for stage in stages for kind in NEEDS[stage.name].secrets}
     defaults |= {f"{kind}_secret": getattr(settings, f"{kind}_secret") for kind in wanted}
     for name, value in defaults.items():
         assert json_format.MessageToDict(inputs[name].default_value) == value, name
@@ -194,12 +202,13 @@ def _check(path: Path, settings: PlatformSettings) -> set[str]:
 
     for stage in stages:
         where = f"{path.stem}: {stage.name}"
-        needs, asked = NEEDS.get(stage.name, Needs()), settings.stage(stage.name)
+        needs = NEEDS[stage.name]
+        asked = settings.stage(stage.name.replace("-", "_"), needs.asks)
         container, kubernetes = stage.container, stage.kubernetes
         resources = container.resources
         if "--function_to_execute" in container.args:  # SIGTERM reaches Python, not a shell
             assert "_KFP_RUNTIME=true exec python3 -m" in container.command[2], where
-        assert stage.root(container.image) == needs.image, where
+        assert stage.root(container.image) == needs.image_parameter, where
         assert stage.root(resources.resource_cpu_limit) == "cpu", where
         assert stage.root(resources.resource_memory_limit) == "memory", where
         assert resources.resource_cpu_request == asked.cpu_request, where
@@ -232,8 +241,12 @@ def _check(path: Path, settings: PlatformSettings) -> set[str]:
             }
             for secret in kubernetes.secret_as_env
         }
-        assert secrets == {f"{kind}_secret": SECRET_KEYS[kind] for kind in needs.secrets}, where
+        assert secrets == {f"{kind}_secret": SECRETS[kind].variables for kind in needs.secrets}, (
+            where
+        )
         assert all(secret.optional for secret in kubernetes.secret_as_env), where
+        label = kubernetes.pod_metadata.labels.get("io.github.kfp-medseg/network")
+        assert (label == "none") != bool(needs.secrets), where
 
         mounts = {mount.mount_path: mount for mount in kubernetes.empty_dir_mounts}
         assert set(mounts) == {"/tmp"} | ({"/dev/shm"} if needs.shared_memory else set()), where
@@ -270,11 +283,11 @@ def test_a_sites_settings_read_back(name: str, site: tuple[PlatformSettings, Pat
     assert _check(folder / f"{name}.yaml", settings)
 
 
-def test_every_need_is_that_of_a_stage() -> None:
+def test_every_component_is_a_stage_of_a_pipeline() -> None:
     stages = set()
     for path in compiled_folder().glob("*.yaml"):
         stages |= {stage.name for stage in _read(path)[1]}
-    assert set(NEEDS) <= stages, "a stage was renamed: platform.NEEDS must follow"
+    assert stages == set(NEEDS)
 
 
 def test_no_loop_stands_directly_in_a_handler() -> None:
@@ -318,7 +331,7 @@ def test_wrong_settings_are_refused(
 ) -> None:
     file = tmp_path / "site.yaml"
     file.write_text(yaml.safe_dump({field: value}))
-    monkeypatch.setenv(SETTINGS_VARIABLE, str(file))
+    monkeypatch.setenv(SETTINGS_FILE.name, str(file))
     with pytest.raises(UserError, match=re.escape(message)):
         compile_pipelines(tmp_path / "out")
     assert not (tmp_path / "out").exists()

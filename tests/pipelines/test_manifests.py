@@ -12,8 +12,9 @@ import pytest
 import yaml
 from kubernetes import client
 
-from medseg.kubeflow.platform import SECRET_KEYS
+from medseg.cli.compiling import write_secret_manifests
 from medseg.kubeflow.settings import PlatformSettings
+from medseg.project.variables import SECRETS
 from tests.conftest import PROJECT
 from tests.services.models import check_model
 
@@ -65,6 +66,16 @@ def test_kustomize_builds(folder: Path) -> None:
     )
 
 
+def test_what_is_generated_is_fresh(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "manifests", tmp_path / "manifests")
+    for path in (tmp_path / "manifests" / "secrets").glob("[!k]*.yaml"):
+        path.unlink()
+    write_secret_manifests(tmp_path / "manifests")
+    committed = {p.relative_to(PROJECT): p.read_text() for f in FOLDERS for p in f.glob("*.yaml")}
+    again = {p.relative_to(tmp_path): p.read_text() for p in tmp_path.rglob("*.yaml")}
+    assert again == committed, "manifests/ is stale: run ./build.sh compile"
+
+
 def test_the_claim_is_the_one_that_pipelines_mount() -> None:
     claim = _load(PROJECT / "manifests" / "claim.yaml")
     assert claim["metadata"]["name"] == PlatformSettings().pvc_name
@@ -72,10 +83,10 @@ def test_the_claim_is_the_one_that_pipelines_mount() -> None:
 
 def test_secrets_are_those_that_stages_read_and_hold_no_value() -> None:
     secrets = {p.stem: _load(p) for p in FILES if p.parent.name == "secrets"}
-    assert set(secrets) == set(SECRET_KEYS)
+    assert set(secrets) == set(SECRETS)
     for kind, secret in secrets.items():
         assert secret["metadata"]["name"] == getattr(PlatformSettings(), f"{kind}_secret")
-        assert list(secret["stringData"]) == list(SECRET_KEYS[kind])
+        assert list(secret["stringData"]) == list(SECRETS[kind].variables)
         assert set(secret["stringData"].values()) <= {"", '{"auths": {}}'}
 
 
@@ -83,5 +94,6 @@ def test_the_role_covers_the_projects_own_secrets() -> None:
     rules = _load(PROJECT / "manifests" / "role.yaml")["rules"]
     (named,) = [set(rule["resourceNames"]) for rule in rules if "resourceNames" in rule]
     settings = PlatformSettings()
-    assert named == {getattr(settings, f"{kind}_secret") for kind in SECRET_KEYS}
+    defaults = {getattr(settings, f"{kind}_secret") for kind in SECRETS}
+    assert named == {*defaults, "maiacloud-dockerhub"}
     assert not [rule for rule in rules if "*" in rule["verbs"] + rule["resources"]]

@@ -29,7 +29,7 @@ def announce(epochs: int):
     print(epochs)
 
 
-@platform_pipeline(name="mine", secrets=("mlflow", "s3"), gpu="train")
+@platform_pipeline(name="mine", secrets=("mlflow", "mlflow_artifacts"))
 def mine(config_file_path: str, epochs: int = 5):
     """My own composition."""
     prepared = prepare_dataset(config_file_path=config_file_path)

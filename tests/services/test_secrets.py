@@ -11,8 +11,8 @@ import pytest
 import yaml
 from click.testing import Result
 
-from medseg.kubeflow.platform import SECRET_KEYS
 from medseg.kubeflow.settings import PlatformSettings
+from medseg.project.variables import SECRETS
 from tests.services.kubernetes_api import KubernetesApi
 
 Medseg = Callable[..., Result]
@@ -23,11 +23,11 @@ def _data(kubernetes: KubernetesApi, name: str) -> dict[str, str]:
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
-@pytest.mark.parametrize("kind", sorted(set(SECRET_KEYS) - {"registry"}))
+@pytest.mark.parametrize("kind", sorted(set(SECRETS) - {"registry"}))
 def test_a_secret_has_the_keys_that_stages_read(
     kubernetes: KubernetesApi, medseg: Medseg, tmp_path: Path, kind: str
 ) -> None:
-    values = {key: f"value of {key}" for key in SECRET_KEYS[kind]}
+    values = {key: f"value of {key}" for key in SECRETS[kind].variables}
     file = tmp_path / "values.yaml"
     file.write_text(yaml.safe_dump(values))
     name = getattr(PlatformSettings(), f"{kind}_secret")
@@ -49,9 +49,9 @@ def test_from_the_prompt_and_again(kubernetes: KubernetesApi, medseg: Medseg) ->
 
 def test_registry(kubernetes: KubernetesApi, medseg: Medseg, tmp_path: Path) -> None:
     medseg("secrets", "registry", input="registry.site\nbob\npw\n")
-    stored = kubernetes.objects["secrets"]["maiacloud-dockerhub"]
+    stored = kubernetes.objects["secrets"]["medseg-registry"]
     assert stored["type"] == "kubernetes.io/dockerconfigjson"
-    config = json.loads(_data(kubernetes, "maiacloud-dockerhub")[".dockerconfigjson"])
+    config = json.loads(_data(kubernetes, "medseg-registry")[".dockerconfigjson"])
     assert base64.b64decode(config["auths"]["registry.site"]["auth"]) == b"bob:pw"
 
     file = tmp_path / "config.json"
@@ -94,15 +94,18 @@ def test_another_type_or_no_rights(
     kubernetes: KubernetesApi, medseg: Medseg, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     medseg("secrets", "registry", "--name", "x", input="r.site\nbob\npw\n")
-    error = medseg("secrets", "s3", "--name", "x", input="a\nb\n\n", status=1).stderr
+    error = medseg("secrets", "mlflow_artifacts", "--name", "x", input="a\nb\n\n", status=1).stderr
     assert "is of type kubernetes.io/dockerconfigjson, which cannot become Opaque" in error
-    error = medseg("secrets", "s3", "-n", "strangers", input="a\nb\n\n", status=1).stderr
+    arguments = ("mlflow_artifacts", "-n", "strangers")
+    error = medseg("secrets", *arguments, input="a\nb\n\n", status=1).stderr
     assert "does not allow this" in error
 
 
 def test_values_are_no_arguments(medseg: Medseg) -> None:
-    assert "No such option" in medseg("secrets", "s3", "--access_key", "x", status=2).stderr
+    error = medseg("secrets", "mlflow_artifacts", "--access_key", "x", status=2).stderr
+    assert "No such option" in error
 
 
 def test_no_cluster(medseg: Medseg) -> None:
-    assert "no kube config" in medseg("secrets", "s3", input="a\nb\n\n", status=1).stderr
+    error = medseg("secrets", "mlflow_artifacts", input="a\nb\n\n", status=1).stderr
+    assert "no kube config" in error

@@ -42,7 +42,7 @@ def test_what_a_task_has_already_stays(tmp_path: Path) -> None:
             7
         )
 
-    found = _compile(body, tmp_path, secrets=("mlflow", "s3"))
+    found = _compile(body, tmp_path, secrets=("mlflow", "mlflow_artifacts"))
     assert found["mine"]["image"] == "python:3.12"
     assert found["mine"]["resources"]["resourceCpuLimit"] == "100m"
     assert found["mine"]["resources"]["resourceMemoryLimit"] == "64Mi"
