@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -16,13 +18,38 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real cases beside the checkout; outside it these tests have nothing to read."""
+def real_data() -> Path:
+    """The folder of real cases beside the checkout, for tests that are about real headers."""
     folder = PROJECT.parent / "shared" / "data"
     if not folder.is_dir():
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must have the real cases in {folder}")
         pytest.skip("the real cases (shared/data beside the checkout) are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real cases beside the checkout; where they are not here, phantoms in their place."""
+    folder = PROJECT.parent / "shared" / "data"
+    if folder.is_dir():
+        return folder
+    from tests.phantom_data import write_phantom_data
+
+    return made_once("phantoms", write_phantom_data, tmp_path_factory)
+
+
+def made_once(
+    name: str, make: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder for all processes of a test run: the first to ask makes it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if lock.tell() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            lock.write("made")
     return folder
 
 

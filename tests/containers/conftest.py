@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,11 +20,11 @@ from medseg.config import load_config
 from medseg.kubeflow.settings import PlatformSettings
 from medseg.project import DataRoot
 from tests.containers.engine import Registry, base_image, docker_engine
+from tests.hippocampus import CONFIG, copy_cases, write_project
 from tests.pipelines.harness import newest_log, run_pipeline
 from tests.unit.bundle.conftest import balance_classes
 
 PROJECT = Path(__file__).resolve().parents[2]
-CONFIG = "configs/Task04_config.yaml"
 HELD_BACK = 2
 UID = 1000
 MODEL = "MONet_Bundle/Task04/MONetBundle/models/fold_0/model.ts"
@@ -103,27 +102,8 @@ def build_images(base: str, only: str = "") -> None:
 def project(images: Images, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root after ``lifecycle`` in containers: DICOM in, a packaged model out."""
     root = tmp_path_factory.mktemp("containers")
-    source = shared_data / "Task04_Hippocampus"
-    names = sorted(path.name for path in (source / "imagesTr").glob("*.nii.gz"))[: 6 + HELD_BACK]
-    for part in ("imagesTr", "labelsTr"):
-        (root / "decathlon" / part).mkdir(parents=True)
-        for name in names:
-            shutil.copyfile(source / part / name, root / "decathlon" / part / name)
-    shutil.copyfile(source / "dataset.json", root / "decathlon" / "dataset.json")
-    (root / "configs").mkdir()
-    config = {
-        "data_dir": "/mnt/Data/NIFTI/Task04",
-        "dataset_name_or_id": "4",
-        "experiment_name": "Task04_Hippocampus",
-        "modality_list": ["MR"],
-        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
-        "test_cases": [name.removesuffix(".nii.gz") for name in names[-HELD_BACK:]],
-        "bundle_config": {"bundle_root": "MONet_Bundle/Task04/MONetBundle"},
-        "num_epochs": 2,
-        "iterations_per_epoch": 4,
-        "val_iterations_per_epoch": 1,
-    }
-    (root / CONFIG).write_text(yaml.safe_dump(config))
+    names = copy_cases(shared_data, root / "decathlon", 6 + HELD_BACK)
+    write_project(root, names[-HELD_BACK:], num_epochs=2, iterations_per_epoch=4)
     (root / "task.yaml").write_text(yaml.safe_dump({"tasks": {"Hippocampus": hippocampus_task()}}))
     give_away(root)
     run_docker(root, "nifti_to_dicom", images, input_folder="decathlon", output="DICOM/Task04")

@@ -18,7 +18,8 @@ import yaml
 from medseg.config import load_config
 from medseg.kubeflow.local_docker import LABEL
 from medseg.project import DataRoot
-from tests.containers.conftest import CONFIG, UID, Images, give_away, run_docker
+from tests.containers.conftest import UID, Images, give_away, run_docker
+from tests.hippocampus import CONFIG
 from tests.pipelines.harness import MEDSEG, newest_log, run_arguments
 
 SECOND = "configs/second.yaml"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import yaml
 
 from medseg.demo import write_demo_config
+from tests.hippocampus import copy_cases
 from tests.pipelines.harness import medseg, newest_log, partial_files
 
 
@@ -50,12 +50,7 @@ def test_phantoms(tmp_path: Path) -> None:
 
 def test_a_dataset_of_the_decathlon(shared_data: Path, tmp_path: Path) -> None:
     dataset, root = tmp_path / "Task04_Hippocampus", tmp_path / "demo"
-    source = shared_data / dataset.name
-    for part in ("imagesTr", "labelsTr"):
-        (dataset / part).mkdir(parents=True)
-        for path in sorted((source / part).glob("*.nii.gz"))[:6]:
-            shutil.copyfile(path, dataset / part / path.name)
-    shutil.copyfile(source / "dataset.json", dataset / "dataset.json")
+    copy_cases(shared_data, dataset)
     # A config that is there already stays; this one trains for a moment only.
     config = root / "configs" / f"{dataset.name}_config.yaml"
     write_demo_config(config, dataset, dataset.name)

@@ -19,6 +19,7 @@ import yaml
 
 from medseg.config import Labels
 from medseg.evaluation import evaluate_folder
+from tests.hippocampus import CONFIG, copy_cases, write_project
 from tests.pipelines.harness import (
     kill_during,
     medseg,
@@ -29,7 +30,6 @@ from tests.pipelines.harness import (
 )
 from tests.volumes import contents
 
-CONFIG = "configs/Task04_config.yaml"
 TRAINING, HELD_BACK = 6, 2
 
 
@@ -37,35 +37,11 @@ TRAINING, HELD_BACK = 6, 2
 def project(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A data root with eight cases in the Decathlon format and a config for a short training."""
     root = tmp_path_factory.mktemp("hippocampus")
-    source = shared_data / "Task04_Hippocampus"
-    names = sorted(path.name for path in (source / "imagesTr").glob("*.nii.gz"))
-    names = names[: TRAINING + HELD_BACK]
-    for part in ("imagesTr", "labelsTr"):
-        (root / "decathlon" / part).mkdir(parents=True)
-        for name in names:
-            shutil.copyfile(source / part / name, root / "decathlon" / part / name)
-    shutil.copyfile(source / "dataset.json", root / "decathlon" / "dataset.json")
+    names = copy_cases(shared_data, root / "decathlon", TRAINING + HELD_BACK)
     (root / "new").mkdir()
     for name in names[TRAINING:]:
-        shutil.copyfile(source / "imagesTr" / name, root / "new" / name)
-    (root / "configs").mkdir()
-    (root / CONFIG).write_text(
-        yaml.safe_dump(
-            {
-                "data_dir": "/mnt/Data/NIFTI/Task04",
-                "dataset_name_or_id": "4",
-                "experiment_name": "Task04_Hippocampus",
-                "modality_list": ["MR"],
-                "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
-                "test_cases": [name.removesuffix(".nii.gz") for name in names[TRAINING:]],
-                "bundle_config": {"bundle_root": "MONet_Bundle/Task04/MONetBundle"},
-                "num_epochs": 3,
-                "iterations_per_epoch": 4,
-                "val_iterations_per_epoch": 1,
-                "save_every": 1,
-            }
-        )
-    )
+        shutil.copy(root / f"decathlon/imagesTr/{name}.nii.gz", root / "new")
+    write_project(root, names[TRAINING:], num_epochs=3, iterations_per_epoch=4, save_every=1)
     yield root
     assert partial_files(root) == []
 
@@ -257,13 +233,13 @@ def test_lifecycle_repeats_nothing_that_is_done(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fifteen_minutes_of_training_reach_dice_075(project: Path) -> None:
+def test_fifteen_minutes_of_training_reach_dice_075(project: Path, real_data: Path) -> None:
     """Mean validation Dice of at least 0.75 after at most 15 minutes of training on two cores.
 
     The packaged model then segments every case as well as that.
     """
     shutil.copytree(
-        Path(__file__).parents[3] / "shared/data/Task04_Hippocampus",
+        real_data / "Task04_Hippocampus",
         project / "decathlon",
         dirs_exist_ok=True,
     )

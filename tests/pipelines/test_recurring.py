@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
+from tests.hippocampus import CONFIG, copy_cases, write_project
 from tests.pipelines.harness import kill_during, modified, partial_files, run_pipeline
 
-CONFIG = "configs/Task04_config.yaml"
 RUN = {
     "studies": "file:///mnt/Data/DICOM/Task04",
     "config_file_path": CONFIG,
@@ -32,36 +31,21 @@ MODELS = "MONet_Bundle/Task04/models"
 def project(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nine cases as DICOM, of which seven have come in: five to train on, two held back."""
     root = tmp_path_factory.mktemp("recurring")
-    source = shared_data / "Task04_Hippocampus"
-    names = sorted(path.name for path in (source / "imagesTr").glob("*.nii.gz"))[:9]
-    for part in ("imagesTr", "labelsTr"):
-        (root / "decathlon" / part).mkdir(parents=True)
-        for name in names:
-            shutil.copyfile(source / part / name, root / "decathlon" / part / name)
-    shutil.copyfile(source / "dataset.json", root / "decathlon" / "dataset.json")
-    (root / "configs").mkdir()
-    (root / CONFIG).write_text(
-        yaml.safe_dump(
-            {
-                "data_dir": "NIFTI/Task04",
-                "dataset_name_or_id": "4",
-                "experiment_name": "Task04",
-                "modality_list": ["MR"],
-                "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
-                "test_cases": [name.removesuffix(".nii.gz") for name in names[5:7]],
-                "bundle_config": {"bundle_root": "MONet_Bundle/Task04"},
-                "num_epochs": 1,
-                "iterations_per_epoch": 2,
-                "val_iterations_per_epoch": 1,
-            }
-        )
+    names = copy_cases(shared_data, root / "decathlon", 9)
+    write_project(
+        root,
+        names[5:7],
+        experiment_name="Task04",
+        bundle_config={"bundle_root": "MONet_Bundle/Task04"},
+        num_epochs=1,
+        iterations_per_epoch=2,
     )
     run_pipeline(
         "nifti_to_dicom", root, input_folder="decathlon", output="all", config_file_path=CONFIG
     )
     (root / "DICOM/Task04").mkdir(parents=True)
     for name in names[:7]:
-        arrive(root, name.removesuffix(".nii.gz"))
+        arrive(root, name)
     yield root
     assert partial_files(root) == []
 

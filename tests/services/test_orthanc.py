@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from medseg.dataset import collect_dataset
 from medseg.dicom import convert_studies, list_studies, nifti_to_dicom
 from medseg.imaging import read_nifti
 from medseg.project import CasesFailedError, DataRoot, UserError
+from tests.hippocampus import copy_cases
 from tests.services.orthanc import Orthanc, free_port, serve_orthanc
 
 CASES = ("hippocampus_001", "hippocampus_003", "hippocampus_017")
@@ -37,12 +37,8 @@ def orthanc(server: Orthanc, monkeypatch: pytest.MonkeyPatch) -> Orthanc:
 @pytest.fixture
 def task(root: DataRoot, shared_data: Path) -> Path:
     """Three hippocampus cases in the data root's folder ``in``."""
-    source, target = shared_data / "Task04_Hippocampus", root.path / "in"
-    for part in ("imagesTr", "labelsTr"):
-        (target / part).mkdir(parents=True)
-        for case in CASES:
-            shutil.copyfile(source / part / f"{case}.nii.gz", target / part / f"{case}.nii.gz")
-    shutil.copyfile(source / "dataset.json", target / "dataset.json")
+    target = root.path / "in"
+    copy_cases(shared_data, target, CASES)
     return target
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from medseg.bundle import convert_pt_to_ts, export_checkpoint, prepare_bundle
-from medseg.config import TaskConfig, load_config
+from medseg.config import TaskConfig
 from medseg.nnunet import plan_and_preprocess, prepare_dataset, train
-from medseg.project import DataRoot
+from tests.hippocampus import add_tiny_configuration, copy_cases, write_config
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,42 +24,7 @@ SUMMARY = {
 }
 
 
-def write_config(root: Path, **fields: Any) -> TaskConfig:
-    content = {
-        "data_dir": "NIFTI",
-        "dataset_format": "decathlon",
-        "dataset_name_or_id": "4",
-        "experiment_name": "Hippocampus",
-        "configuration": "tiny",
-        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
-        "num_epochs": 1,
-        "iterations_per_epoch": 2,
-        "val_iterations_per_epoch": 1,
-        "num_processes": 1,
-        "device": "cpu",
-        "bundle_config": {"bundle_root": "bundle"},
-        **fields,
-    }
-    (root / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return load_config("config.yaml", DataRoot.at(root))
-
-
-def add_tiny_configuration(config: TaskConfig) -> None:
-    """A small network on an own grid, with axes in an own order: nothing that hides a mistake."""
-    path = config.preprocessed_folder / "nnUNetPlans.json"
-    plans = json.loads(path.read_text())
-    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
-    stages = architecture["arch_kwargs"]["n_stages"]
-    architecture["arch_kwargs"]["features_per_stage"] = [4, 8, 8, 8, 8, 8][:stages]
-    plans["transpose_forward"], plans["transpose_backward"] = [2, 0, 1], [1, 2, 0]
-    plans["configurations"]["tiny"] = {
-        "inherits_from": "3d_fullres",
-        "data_identifier": "nnUNetPlans_tiny",
-        "patch_size": [24, 32, 40],
-        "spacing": [0.9, 1.2, 1.1],
-        "architecture": architecture,
-    }
-    path.write_text(json.dumps(plans))
+write_tiny = partial(write_config, configuration="tiny", num_epochs=1, num_processes=1)
 
 
 def balance_classes(config: TaskConfig) -> None:
@@ -92,17 +55,18 @@ def balance_classes(config: TaskConfig) -> None:
 def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TaskConfig:
     """A fold, exported and packaged."""
     root = tmp_path_factory.mktemp("root")
-    source = shared_data / "Task04_Hippocampus"
-    for part in ("imagesTr", "labelsTr"):
-        (root / "NIFTI" / part).mkdir(parents=True)
-        for path in sorted((source / part).glob("*.nii.gz"))[:5]:
-            shutil.copy(path, root / "NIFTI" / part)
-    shutil.copy(source / "dataset.json", root / "NIFTI")
-    planned = write_config(root, configuration="3d_fullres")
+    copy_cases(shared_data, root / "NIFTI", 5)
+    planned = write_tiny(root, configuration="3d_fullres")
     prepare_dataset(planned)
     plan_and_preprocess(planned)
-    add_tiny_configuration(planned)
-    config = write_config(root)
+    # a grid and an order of axes of its own: nothing that hides a mistake
+    grid = {"patch_size": [24, 32, 40], "spacing": [0.9, 1.2, 1.1]}
+    add_tiny_configuration(planned, data_identifier="nnUNetPlans_tiny", **grid)
+    plans_file = planned.preprocessed_folder / "nnUNetPlans.json"
+    plans = json.loads(plans_file.read_text())
+    plans["transpose_forward"], plans["transpose_backward"] = [2, 0, 1], [1, 2, 0]
+    plans_file.write_text(json.dumps(plans))
+    config = write_tiny(root)
     plan_and_preprocess(config)
     prepare_bundle(config)
     train(config)
@@ -118,7 +82,7 @@ def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Task
 @pytest.fixture
 def configure() -> Callable[..., TaskConfig]:
     """Writes a config, with other fields, into a root."""
-    return write_config
+    return write_tiny
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from medseg.dataset import collect_dataset
 from medseg.dicom import convert_studies, list_studies, nifti_to_dicom
 from medseg.imaging import read_nifti, write_nifti
 from medseg.project import CasesFailedError, DataRoot, UserError
+from tests.hippocampus import copy_cases
 from tests.volumes import contents
 
 
@@ -25,12 +26,7 @@ from tests.volumes import contents
 def converted(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> DataRoot:
     """All hippocampus cases: ``Task04`` (NIfTI) -> ``DICOM`` -> ``NIFTI``."""
     root = DataRoot.at(tmp_path_factory.mktemp("data"))
-    task = shared_data / "Task04_Hippocampus"
-    for part in ("imagesTr", "labelsTr"):
-        (root.path / "Task04" / part).mkdir(parents=True)
-        for path in (task / part).iterdir():
-            shutil.copyfile(path, root.path / "Task04" / part / path.name)
-    shutil.copyfile(task / "dataset.json", root.path / "Task04" / "dataset.json")
+    copy_cases(shared_data, root.path / "Task04", 40)
     assert len(nifti_to_dicom(root, "Task04", "DICOM")["written"]) == 40
     shards = list_studies(root, "file:///mnt/Data/DICOM", "NIFTI", shards=2)
     assert [len(shard) for shard in shards] == [20, 20]

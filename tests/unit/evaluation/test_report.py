@@ -20,6 +20,7 @@ from medseg.config import TaskConfig
 from medseg.evaluation import evaluate, write_report
 from medseg.imaging import read_nifti, write_nifti
 from medseg.project import write_json
+from tests.hippocampus import copy_cases
 from tests.unit.evaluation.finished import (
     finished_project,
     write_quality_table,
@@ -253,11 +254,7 @@ def test_names_cannot_become_markup(complete: TaskConfig, tmp_path: Path) -> Non
 
 def test_real_cases_with_two_structures(shared_data: Path, tmp_path: Path, root: Any) -> None:
     source = tmp_path / "Task04"
-    for part in ("imagesTr", "labelsTr"):
-        (source / part).mkdir(parents=True)
-        for path in sorted((shared_data / "Task04_Hippocampus" / part).glob("*.nii.gz"))[:7]:
-            shutil.copyfile(path, source / part / path.name)
-    shutil.copyfile(shared_data / "Task04_Hippocampus" / "dataset.json", source / "dataset.json")
+    copy_cases(shared_data, source, 7)
     config = finished_project(root, source, "Task04_Hippocampus")
     evaluate(config)
     text = write_report(config, tmp_path / "r.html").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,59 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from medseg.config import TaskConfig, load_config
+from medseg.config import TaskConfig
 from medseg.nnunet import plan_and_preprocess, predict_validation, prepare_dataset, train
-from medseg.project import DataRoot
+from tests.hippocampus import add_tiny_configuration, copy_cases, write_config
 from tests.volumes import Volume
-
-CASES = 6
-
-
-def write_config(root: Path, **fields: Any) -> TaskConfig:
-    content = {
-        "data_dir": "NIFTI",
-        "dataset_format": "decathlon",
-        "nnunet_root_dir": "nnUNet",
-        "dataset_name_or_id": "4",
-        "experiment_name": "Hippocampus",
-        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
-        "bundle_config": {"bundle_root": "bundle"},
-        "num_epochs": 3,
-        "iterations_per_epoch": 2,
-        "val_iterations_per_epoch": 1,
-        "num_processes": 2,
-        "device": "cpu",
-        **fields,
-    }
-    (root / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return load_config("config.yaml", DataRoot.at(root))
-
-
-def copy_hippocampus(shared_data: Path, folder: Path, count: int = CASES) -> list[str]:
-    source = shared_data / "Task04_Hippocampus"
-    names = sorted(path.name for path in (source / "imagesTr").glob("*.nii.gz"))[:count]
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True)
-        for name in names:
-            shutil.copy(source / part / name, folder / part / name)
-    shutil.copy(source / "dataset.json", folder / "dataset.json")
-    return [name.removesuffix(".nii.gz") for name in names]
-
-
-def add_tiny_configuration(config: TaskConfig) -> None:
-    """What nnU-Net's documentation tells users to do: a configuration of their own in the plans."""
-    path = config.preprocessed_folder / "nnUNetPlans.json"
-    plans = json.loads(path.read_text())
-    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
-    stages = architecture["arch_kwargs"]["n_stages"]
-    architecture["arch_kwargs"]["features_per_stage"] = [4, 8, 8, 8, 8, 8][:stages]
-    plans["configurations"]["tiny"] = {
-        "inherits_from": "3d_fullres",
-        "architecture": architecture,
-    }
-    path.write_text(json.dumps(plans))
 
 
 def run_stage(config: TaskConfig, function: str) -> subprocess.Popen[str]:
@@ -110,7 +61,7 @@ class Trained:
 def preprocessed_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root whose dataset is prepared and preprocessed; do not change it, copy it."""
     root = tmp_path_factory.mktemp("hippocampus")
-    copy_hippocampus(shared_data, root / "NIFTI")
+    copy_cases(shared_data, root / "NIFTI")
     config = write_config(root)
     prepare_dataset(config)
     plan_and_preprocess(config)

@@ -9,8 +9,7 @@ import torch
 
 from medseg.nnunet.devices import choose_bfloat16, choose_device, cpu_flags, use_bfloat16
 from medseg.project import UserError
-
-from .conftest import write_config
+from tests.hippocampus import write_config
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from medseg.config import TaskConfig
 from medseg.nnunet import environment, plan_and_preprocess, prepare_dataset
 from medseg.nnunet.preprocessing import preprocessed
 from medseg.project import UserError
+from tests.hippocampus import copy_cases, write_config
 from tests.volumes import Volume, contents
 
-from .conftest import copy_hippocampus, read_until, run_stage, write_config
+from .conftest import read_until, run_stage
 
 
 def test_environment_also_reaches_imported_modules(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_a_configuration_of_the_users_own_shares_the_cases(preprocessed_root: Pa
 
 
 def test_a_kill_loses_no_finished_case(shared_data: Path, tmp_path: Path) -> None:
-    copy_hippocampus(shared_data, tmp_path / "NIFTI")
+    copy_cases(shared_data, tmp_path / "NIFTI")
     config = write_config(tmp_path, num_processes=1)
     prepare_dataset(config)
     process = run_stage(config, "plan_and_preprocess")

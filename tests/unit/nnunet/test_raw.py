@@ -15,9 +15,8 @@ from medseg.config import TaskConfig
 from medseg.nnunet import prepare_dataset
 from medseg.nnunet.raw import check_written
 from medseg.project import CasesFailedError, UserError
+from tests.hippocampus import write_config
 from tests.volumes import Volume, contents
-
-from .conftest import write_config
 
 
 def volume(values: np.ndarray, origin: tuple[float, ...] = (0, 0, 0)) -> sitk.Image:

@@ -20,10 +20,11 @@ from medseg.config import TaskConfig
 from medseg.evaluation import evaluate
 from medseg.nnunet import load_checkpoint, predict_validation, train
 from medseg.project import Manifest, UserError
+from tests.hippocampus import write_config
 from tests.services.mlflow_server import free_port, start_server
 from tests.volumes import Volume, contents
 
-from .conftest import Trained, read_until, run_stage, write_config
+from .conftest import Trained, read_until, run_stage
 
 
 def curve(config: TaskConfig, run_id: str, key: str) -> list[tuple[int, float]]:
