@@ -12,10 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from medseg.project import UserError
-
-AUTH_VARIABLE = "MEDSEG_REGISTRY_AUTH"
-"""Content of a Docker ``config.json``: the key ``.dockerconfigjson`` of the registry's Secret."""
+from medseg.project import UserError, secret
 
 _HOST = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::\d{1,5})?)"
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -79,15 +76,15 @@ class ImageName:
 
 @contextlib.contextmanager
 def credentials() -> Iterator[list[str]]:
-    """Skopeo's options for the credentials in ``MEDSEG_REGISTRY_AUTH``, if it is set.
+    """Skopeo's options for the credentials of the Secret ``registry``, if it is given.
 
-    They lie in a temporary file, off the volume, as long as the block runs. Without the variable
+    They lie in a temporary file, off the volume, as long as the block runs. Without it
     skopeo takes those of ``docker login``.
 
     Raises:
-        UserError: The variable is no Docker configuration.
+        UserError: The Secret is no Docker configuration.
     """
-    content = os.environ.get(AUTH_VARIABLE, "").strip()
+    content = secret("registry", ".dockerconfigjson").strip()
     if not content:
         yield []
         return
@@ -194,8 +191,8 @@ def explain(text: str, name: ImageName) -> UserError:
         re.I,
     ):
         return UserError(
-            f"the registry {name.registry} denies access to {name.path}: check the credentials "
-            "in the registry Secret (or docker login) and that they may push there."
+            f"the registry {name.registry} denies access to {name.path}: check the credentials in "
+            "the Secret that registry_secret names (or docker login), and that they may push there."
         )
     if re.search(r"HTTP response to HTTPS client|x509|certificate", text):
         return UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -12,18 +11,14 @@ from dicomweb_client.web import DICOMwebClient
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from medseg.project import UserError
-
-USERNAME_VARIABLE = "MEDSEG_DICOMWEB_USERNAME"
-PASSWORD_VARIABLE = "MEDSEG_DICOMWEB_PASSWORD"  # noqa: S105 - the variable's name
-TOKEN_VARIABLE = "MEDSEG_DICOMWEB_TOKEN"  # noqa: S105 - the variable's name
+from medseg.project import UserError, secret
+from medseg.project.variables import SECRETS
 
 
 def web_client(url: str) -> DICOMwebClient:
-    """A client that waits out short failures; its credentials come from the environment.
+    """A client that waits out short failures; its credentials are those of the Secret ``dicomweb``.
 
-    ``MEDSEG_DICOMWEB_TOKEN`` is sent as a bearer token; else ``MEDSEG_DICOMWEB_USERNAME`` and
-    ``MEDSEG_DICOMWEB_PASSWORD`` by HTTP basic authentication.
+    A token is sent as a bearer token; else user name and password by HTTP basic authentication.
 
     Args:
         url: The server's DICOMweb root.
@@ -32,9 +27,10 @@ def web_client(url: str) -> DICOMwebClient:
         UserError: The URL carries a password, which would end in logs.
     """
     if urlsplit(url).username or urlsplit(url).password:
+        username, password, _ = SECRETS["dicomweb"].variables.values()
         raise UserError(
             f"the DICOMweb URL of {urlsplit(url).hostname} carries a user name or password: give "
-            f"them by {USERNAME_VARIABLE} and {PASSWORD_VARIABLE} in the environment."
+            f"them by {username} and {password} in the environment."
         )
     session = requests.Session()
     retry = Retry(
@@ -42,10 +38,10 @@ def web_client(url: str) -> DICOMwebClient:
     )
     session.mount("http://", HTTPAdapter(max_retries=retry))
     session.mount("https://", HTTPAdapter(max_retries=retry))
-    if token := os.environ.get(TOKEN_VARIABLE):
+    if token := secret("dicomweb", "token"):
         session.headers["Authorization"] = f"Bearer {token}"
-    elif username := os.environ.get(USERNAME_VARIABLE):
-        session.auth = (username, os.environ.get(PASSWORD_VARIABLE, ""))
+    elif username := secret("dicomweb", "username"):
+        session.auth = (username, secret("dicomweb", "password"))
     client = DICOMwebClient(url.rstrip("/"), session=session, timeout=(10, 300))
     client.set_http_retry_params(retry=False)  # the session does it, connection errors included
     return client
@@ -66,8 +62,9 @@ def server_errors(url: str) -> Iterator[None]:
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else "an error"
         if status in (401, 403):
+            username, password, token = SECRETS["dicomweb"].variables.values()
             advice = (
-                f"set {USERNAME_VARIABLE} and {PASSWORD_VARIABLE}, or {TOKEN_VARIABLE}, "
+                f"set {username} and {password}, or {token}, "
                 "to credentials that may read and write there"
             )
         elif status == 404:

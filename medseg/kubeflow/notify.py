@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from medseg.project import DataRoot, UserError
+from medseg.project import DataRoot, UserError, secret, stage
 from medseg.project.stages import run_folder
 
-WEBHOOK_VARIABLE = "MEDSEG_WEBHOOK_URL"
-"""The webhook's address; it often holds a token, so it comes from a Secret and is never logged."""
+
+def report_run(pipeline: str, run: str, last_stage: str, times: int = 1) -> None:
+    """The stage ``notify``: :func:`report_failure` where there is a webhook, else nothing at all.
+
+    Args:
+        pipeline: The pipeline's name.
+        run: The run's name.
+        last_stage: The stage that ends a run that succeeds.
+        times: How often it ends in such a run.
+    """
+    if secret("notify", "url"):
+        with stage("notify", target=run) as root:
+            report_failure(root, pipeline, run, last_stage, times)
 
 
 def report_failure(
@@ -53,7 +63,7 @@ def report_failure(
         "status": "FAILED",
         "errors": errors,
     }
-    _post(os.environ.get(WEBHOOK_VARIABLE, ""), message)
+    _post(secret("notify", "url"), message)
     return message
 
 

@@ -17,8 +17,7 @@ from medseg.config import TaskConfig
 def tracking_uri(config: TaskConfig) -> str:
     """The config's ``tracking_uri``, else ``MLFLOW_TRACKING_URI``, else the data root's store.
 
-    User name and password (or token) belong in ``MLFLOW_TRACKING_USERNAME``,
-    ``MLFLOW_TRACKING_PASSWORD`` and ``MLFLOW_TRACKING_TOKEN``.
+    User name and password (or token) belong in the Secret ``mlflow``.
     """
     return (
         config.bundle_config.tracking_uri

@@ -11,12 +11,16 @@ import yaml
 
 from medseg.kubeflow.compiled import compiled_folder, read_pipeline
 from medseg.kubeflow.local import run_local
-from medseg.kubeflow.notify import WEBHOOK_VARIABLE, report_failure
+from medseg.kubeflow.notify import report_failure
 from medseg.project import CasesFailedError, DataRoot, UserError, stage
 from medseg.project.stages import EVENTS_VARIABLE, RUN_ID_VARIABLE
+from medseg.project.variables import secret_variable
 from tests.services.http import Answer, Request, serve
 
 Received = list[dict[str, object]]
+
+
+WEBHOOK = secret_variable("notify", "url")
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
         return Answer(200)
 
     with serve(take) as url:
-        monkeypatch.setenv(WEBHOOK_VARIABLE, f"{url}/T0/secret-part")
+        monkeypatch.setenv(WEBHOOK, f"{url}/T0/secret-part")
         yield received
 
 
@@ -118,11 +122,11 @@ def test_no_patient_leaves_the_house(root: DataRoot, run_id: str, hook: Received
 
 def test_a_webhook_that_fails(root: DataRoot, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(lambda _: Answer(410)) as url:
-        monkeypatch.setenv(WEBHOOK_VARIABLE, f"{url}/secret-part")
+        monkeypatch.setenv(WEBHOOK, f"{url}/secret-part")
         with pytest.raises(UserError, match=r"the webhook at 127\.0\.0\.1 did not take") as caught:
             report_failure(root, "train", "r", "train")
     assert "secret-part" not in str(caught.value)
-    monkeypatch.setenv(WEBHOOK_VARIABLE, "file:///etc/passwd")
+    monkeypatch.setenv(WEBHOOK, "file:///etc/passwd")
     with pytest.raises(UserError, match=r"is no http\(s\) URL"):
         report_failure(root, "train", "r", "train")
 
@@ -151,7 +155,7 @@ def test_the_local_runner_calls_it(root: DataRoot, hook: Received, tmp_path: Pat
 def test_without_a_webhook_it_is_not_seen(
     root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(WEBHOOK_VARIABLE, raising=False)
+    monkeypatch.delenv(WEBHOOK, raising=False)
     pipeline = read_pipeline(_train_without_retry(tmp_path))
     run = run_local(pipeline, root, {"config_file_path": "configs/none.yaml"})
     assert "Executing task" in run.log.read_text()

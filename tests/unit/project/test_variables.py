@@ -37,6 +37,17 @@ def test_each_value_arrives_by_a_variable_of_its_own() -> None:
     assert all(row.kind == kind for kind, row in SECRETS.items())
 
 
+def test_nothing_else_reads_a_secrets_variable() -> None:
+    keys = [(kind.kind, key) for kind in SECRETS.values() for key in kind.keys]
+    spelled = {
+        f"{path.relative_to(PROJECT)}: ask secret({kind!r}, {key.name!r}) for {key.variable}"
+        for path in CODE
+        for kind, key in keys
+        if key.variable in path.read_text(encoding="utf-8")
+    }
+    assert not spelled
+
+
 def test_what_is_as_good_as_a_password_is_hidden_when_typed() -> None:
     shown = {key.name for kind in SECRETS.values() for key in kind.keys if not key.hidden}
     assert shown == {"username", "access_key", "endpoint"}
