@@ -71,6 +71,7 @@ lint() {
   "$venv/bin/ruff" check .
   "$venv/bin/ruff" format --check .
   "$venv/bin/mypy"
+  "$venv/bin/lint-imports" >/dev/null || "$venv/bin/lint-imports"
   "$venv/bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
   "$venv/bin/zizmor" --offline --quiet --pedantic .github
 }

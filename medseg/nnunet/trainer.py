@@ -202,7 +202,7 @@ def find_trainer_class(name: str) -> Any:
     prefix = f"{package.__name__}."
     for module in pkgutil.walk_packages(package.__path__, prefix, onerror=lambda _name: None):
         with suppress(Exception):
-            importlib.import_module(module.name)
+            importlib.import_module(module.name)  # noqa: TID251 - of nnU-Net
     found = {nnUNetTrainer.__name__: nnUNetTrainer}
     classes = [nnUNetTrainer]
     while classes:
