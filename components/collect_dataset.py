@@ -15,7 +15,7 @@ def collect_dataset(
     """Writes the dataset's manifest and the table that shows each case's quality.
 
     Args:
-        dataset: Cases, channels, labels and the dataset's hash.
+        dataset: Channels, labels, and how many cases there are, with and without label.
         quality: Table of all cases: size, spacing, orientation, intensities, volumes, warnings.
         output_folder: Folder of the NIfTI dataset; default: the config's data_dir.
         config_file_path: The task's config (optional where output_folder is given).
@@ -24,12 +24,10 @@ def collect_dataset(
 
     from medseg.config import load_config
     from medseg.dataset import collect_dataset as collect
-    from medseg.project import result, stage
+    from medseg.project import stage
 
     with stage("collect_dataset", target=output_folder or config_file_path) as root:
         config = load_config(config_file_path, root) if config_file_path else None
-        folder = output_folder or (config.data_dir if config else "")
-        summary = collect(root, folder, config=config)
+        summary = collect(root, output_folder, config=config)
         Path(quality.path).write_text(summary.pop("html"), encoding="utf-8")
-        dataset.metadata.update(summary["dataset"])
-        result("NIfTI dataset", root.resolve(folder))
+        dataset.metadata.update(summary["metadata"])

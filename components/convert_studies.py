@@ -19,19 +19,19 @@ def convert_studies(
     Args:
         studies: DICOMweb URL (http(s)://…/dicom-web) or file:///mnt/Data/folder.
         shard: Number of the shard (see list_studies).
-        nifti: What was converted: cases, failures.
+        nifti: How many cases are done, were converted now, were skipped.
         output_folder: Folder of the NIfTI dataset; default: the config's data_dir.
         config_file_path: The task's config, for label values and file suffixes (optional where
             output_folder is given).
         deidentify: Name the cases by pseudonyms in place of patient identifiers.
     """
     from medseg.config import load_config
-    from medseg.dicom import convert_shard
+    from medseg.dicom import convert_studies as convert_shard
     from medseg.project import stage
 
     with stage("convert_studies", target=f"{output_folder or config_file_path}-{shard}") as root:
         config = load_config(config_file_path, root) if config_file_path else None
-        folder = output_folder or (config.data_dir if config else "")
-        nifti.metadata.update(
-            convert_shard(root, studies, shard, folder, config=config, deidentify=deidentify)
+        done = convert_shard(
+            root, studies, shard, output_folder, config=config, deidentify=deidentify
         )
+        nifti.metadata.update(done.counts)

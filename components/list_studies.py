@@ -19,10 +19,9 @@ def list_studies(
         The numbers of the shards; their lists of studies lie on the volume.
     """
     from medseg.config import load_config
-    from medseg.dicom import deal_studies
+    from medseg.dicom import list_studies as write_shards
     from medseg.project import stage
 
     with stage("list_studies", target=output_folder or config_file_path) as root:
-        if not output_folder and config_file_path:
-            output_folder = load_config(config_file_path, root).data_dir
-        return deal_studies(root, studies, output_folder, shards=shards)
+        config = load_config(config_file_path, root) if config_file_path else None
+        return write_shards(root, studies, output_folder, config=config, shards=shards)

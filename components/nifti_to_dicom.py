@@ -20,7 +20,7 @@ def nifti_to_dicom(
         input_folder: Folder of the NIfTI dataset, in the Decathlon or the subfolders format.
         output: Folder for the DICOM files, or a DICOMweb URL (STOW-RS), or
             dicom://AETITLE@host:port (C-STORE).
-        dicom: What was written: cases, series, instances.
+        dicom: How many cases the target holds, and were written now.
         config_file_path: The task's config, for label names and modality (optional).
         modality: DICOM modality of the images, such as CT or MR; default: the dataset's own.
         deidentify: Write pseudonyms in place of the case identifiers.
@@ -31,8 +31,7 @@ def nifti_to_dicom(
 
     with stage("nifti_to_dicom", target=output) as root:
         config = load_config(config_file_path, root) if config_file_path else None
-        dicom.metadata.update(
-            write_studies(
-                root, input_folder, output, config=config, modality=modality, deidentify=deidentify
-            )
+        done = write_studies(
+            root, input_folder, output, config=config, modality=modality, deidentify=deidentify
         )
+        dicom.metadata.update(done.counts)

@@ -1,1 +1,2 @@
+from .folders import dataset_folder as dataset_folder
 from .quality import collect_dataset as collect_dataset

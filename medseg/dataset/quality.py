@@ -8,29 +8,31 @@ from typing import Any
 
 from medseg import __version__
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
+from medseg.dataset.folders import dataset_folder
 from medseg.dicom.to_nifti import MANIFEST
-from medseg.project import DataRoot, Manifest, UserError, progress, write_json
+from medseg.project import DataRoot, Manifest, UserError, progress, result, write_json
 
 
 def collect_dataset(
-    root: DataRoot, output_folder: str, *, config: TaskConfig | None = None
+    root: DataRoot, output_folder: str = "", *, config: TaskConfig | None = None
 ) -> dict[str, Any]:
     """Gathers what the shards converted into ``<output>/dataset.json``.
 
     Args:
         root: The data root.
-        output_folder: The dataset's folder.
+        output_folder: The dataset's folder; by default the config's ``data_dir``.
         config: The task that the studies were converted with.
 
     Returns:
-        ``dataset`` (the content of dataset.json: cases, channel suffixes, labels), ``rows`` (the
-        quality table: case, size in voxels, spacing in mm, orientation as nibabel's axis codes in
-        RAS, intensity range, label volumes in ml, warnings) and ``html`` (the table as a fragment).
+        ``dataset`` (the content of dataset.json: cases, channel suffixes, labels), ``metadata``
+        (the same for an artifact: how many cases in place of which), ``rows`` (the quality table:
+        case, size in voxels, spacing in mm, orientation as nibabel's axis codes in RAS, intensity
+        range, label volumes in ml, warnings) and ``html`` (the table as a fragment).
 
     Raises:
         UserError: The folder holds no converted case.
     """
-    folder = root.resolve(output_folder, field="output_folder")
+    folder = dataset_folder(root, output_folder, config)
     records = [Manifest(path.parent.parent, MANIFEST).read() for path in _manifests(folder)]
     rows = [record["result"] for record in records if record.get("result")]
     if not rows:
@@ -49,7 +51,13 @@ def collect_dataset(
     write_json(folder / "dataset.json", {**dataset, "quality": rows})
     warned = sum(bool(row["warnings"]) for row in rows)
     progress(f"{len(rows)} cases, {warned} with warnings")
-    return {"dataset": dataset, "rows": rows, "html": _table(rows)}
+    result("NIfTI dataset", folder)
+    metadata = {
+        **dataset,
+        "cases": len(dataset["cases"]),
+        "cases_without_label": len(dataset["cases_without_label"]),
+    }
+    return {"dataset": dataset, "metadata": metadata, "rows": rows, "html": _table(rows)}
 
 
 def _manifests(folder: Any) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
-import json
 import os
 import re
 import secrets
@@ -13,8 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from uuid import uuid4
 
+from medseg.dicom.private import private_folder, private_path
 from medseg.dicom.sources import Study
-from medseg.project import DataRoot, write_json
+from medseg.project import DataRoot, read_json, write_json
+
+_REMEDY = "Restore it; without it every study would be named, and converted, anew."
 
 _LONGEST = 48
 """Characters of a case's name before its ordinal; well within DICOM's 64."""
@@ -37,16 +39,15 @@ def case_names(
 
     Returns:
         StudyInstanceUID to case.
+
+    Raises:
+        UserError: The file that keeps the names is damaged.
     """
-    key = hashlib.sha256(root.relative(output_folder).encode()).hexdigest()[:16]
-    path = private_folder(root) / f"cases-{key}.json"
+    path = private_path(root, "cases", root.relative(output_folder), ".json")
     studies = sorted(studies, key=lambda study: (study.moment, study.uid))
-    with path.with_suffix(".lock").open("w") as guard:
+    with open(path.with_suffix(".lock"), "w", opener=_private) as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)  # shards may come at once; each takes milliseconds
-        try:
-            register: dict[str, dict[str, str | int]] = json.loads(path.read_text())
-        except FileNotFoundError:
-            register = {}
+        register: dict[str, dict[str, str | int]] = read_json(path, {}, remedy=_REMEDY)
         taken = {_name(entry) for entry in register.values()}
         unnamed = [study for study in studies if study.uid not in register]
         for study in unnamed:
@@ -56,8 +57,7 @@ def case_names(
             taken.add(_name(entry))
             register[study.uid] = entry
         if unnamed:
-            write_json(path, register)
-            path.chmod(0o600)
+            write_json(path, register, private=True)
     names = {}
     for study in studies:
         entry = register[study.uid]
@@ -65,6 +65,10 @@ def case_names(
             entry = {**entry, "patient": pseudonym(root, str(entry["patient"]))}
         names[study.uid] = _name(entry)
     return names
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def pseudonym(root: DataRoot, name: str) -> str:
@@ -106,11 +110,3 @@ def _safe(study: Study) -> str:
 
 def _name(entry: dict[str, str | int]) -> str:
     return f"{entry['patient']}" + (f"_{entry['ordinal']}" if entry["ordinal"] != 1 else "")
-
-
-def private_folder(root: DataRoot) -> Path:
-    """Where identifiers lie that must not leave the data root (made if needed)."""
-    folder = root.path / ".medseg" / "dicom"
-    folder.parent.mkdir(exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder

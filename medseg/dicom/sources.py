@@ -9,7 +9,6 @@ the source's folder.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,8 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medseg.dicom.dicomweb import server_errors, web_client
-from medseg.project import DataRoot, UserError, write_json
+from medseg.dicom.private import private_path
+from medseg.project import DataRoot, UserError, read_json, write_json
 
 # For the whole process, as the room's docstring says: pydicom looks at a value when it is first
 # asked for, which may be long after the file was read.
@@ -152,8 +152,7 @@ def open_source(root: DataRoot, studies: str) -> Source:
     elif scheme:
         raise UserError(f"studies: {scheme}:// is not supported; give http(s):// or file:///.")
     folder = root.resolve(studies, field="studies")
-    key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    return FolderSource(folder, root.path / ".medseg" / "dicom" / f"index-{key}.json")
+    return FolderSource(folder, private_path(root, "index", str(folder), ".json"))
 
 
 class FolderSource:
@@ -250,15 +249,13 @@ class FolderSource:
 
     def _read_index(self) -> dict[str, dict[str, str]]:
         try:
-            found = json.loads(self._index.read_text()) if self._index else {}
-        except (OSError, ValueError):
+            return dict(read_json(self._index, {})) if self._index else {}
+        except (OSError, UserError):  # then all headers are read again
             return {}
-        return found if isinstance(found, dict) else {}
 
     def _write_index(self, index: dict[str, dict[str, str]]) -> None:
         if self._index:
-            write_json(self._index, index)
-            self._index.chmod(0o600)
+            write_json(self._index, index, private=True)
 
 
 _HEADER = (

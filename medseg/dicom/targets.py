@@ -6,7 +6,6 @@ a :class:`Target` keeps cases, each once, whichever way their instances go.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +14,10 @@ from urllib.parse import urlsplit
 from pydicom import Dataset
 from pynetdicom.sop_class import Verification
 
+from medseg import project
 from medseg.dicom.dicomweb import server_errors, web_client
 from medseg.dicom.dimse import Node
+from medseg.dicom.private import private_path
 from medseg.project import DataRoot, Manifest, UserError, atomic_folder
 
 _BATCH = 64
@@ -154,11 +155,10 @@ class _ServerTarget:
 
     def __init__(self, root: DataRoot, url: str) -> None:
         self._sender = open_sender(url, field="output")
-        key = hashlib.sha256(url.encode()).hexdigest()[:16]
-        self._record = root.path / ".medseg" / "dicom" / f"sent-{key}"
+        self._records = project.private_folder(private_path(root, "sent", url))
 
     def is_done(self, case: str, inputs: str) -> bool:
-        sent = Manifest(self._record, case).result(inputs)
+        sent = self._manifest(case).result(inputs)
         if sent is None:
             return False
         # empty where an earlier version sent to a node
@@ -171,7 +171,10 @@ class _ServerTarget:
             "study": str(instances[0].StudyInstanceUID),
             "instances": [str(instance.SOPInstanceUID) for instance in instances],
         }
-        Manifest(self._record, case).record(inputs, (), sent)
+        self._manifest(case).record(inputs, (), sent)
+
+    def _manifest(self, case: str) -> Manifest:
+        return Manifest(self._records, case, private=True)
 
 
 class _WebSender:

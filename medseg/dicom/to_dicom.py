@@ -62,6 +62,24 @@ class _Dataset:
     labels: dict[str, int]
 
 
+@dataclass(frozen=True)
+class WrittenCases:
+    """What became of the cases of a dataset.
+
+    Attributes:
+        cases: All that the target holds now.
+        written: Those of them that were stored now.
+    """
+
+    cases: tuple[str, ...]
+    written: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many they are: what an artifact carries, for a dataset may hold thousands."""
+        return {"cases": len(self.cases), "written": len(self.written)}
+
+
 def nifti_to_dicom(
     root: DataRoot,
     input_folder: str,
@@ -70,7 +88,7 @@ def nifti_to_dicom(
     config: TaskConfig | None = None,
     modality: str = "",
     deidentify: bool = False,
-) -> dict[str, Any]:
+) -> WrittenCases:
     """Writes a NIfTI dataset as DICOM: a study per case with its image series and a DICOM SEG.
 
     Images become single-frame CT or MR instances of 16 bits: whole numbers as they are, fractions
@@ -93,9 +111,6 @@ def nifti_to_dicom(
         modality: ``CT`` or ``MR``; by default what ``modality_list`` or dataset.json say.
         deidentify: Whether cases get pseudonyms.
 
-    Returns:
-        ``cases`` (all that the target holds now) and ``written`` (those stored by this call).
-
     Raises:
         UserError: The input holds no case, the modality is unknown, or the target does not answer.
         CasesFailedError: More cases failed than ``max_failed_cases``; the others are stored.
@@ -108,7 +123,7 @@ def nifti_to_dicom(
     target = open_target(root, output)
     failures = Failures("nifti_to_dicom", private=True)
     cases, written = [], []
-    for done, case in enumerate(dataset.cases, start=1):
+    for count, case in enumerate(dataset.cases, start=1):
         patient = pseudonym(root, case.name) if deidentify else case.name
         with failures.case(case.name):
             files = [*case.images.values(), *([case.label] if case.label else [])]
@@ -126,11 +141,11 @@ def nifti_to_dicom(
                 target.store(patient, inputs, series)
                 written.append(patient)
             cases.append(patient)
-            progress(patient, done, len(dataset.cases))
+            progress(patient, count, len(dataset.cases))
     failures.check(len(dataset.cases), config.max_failed_cases if config else 0)
     if target.folder is not None:
         result("DICOM", target.folder)
-    return {"cases": cases, "written": written}
+    return WrittenCases(tuple(cases), tuple(written))
 
 
 # --- the input ---

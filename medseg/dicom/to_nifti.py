@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +13,103 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
+from medseg.dataset import dataset_folder
 from medseg.dicom.cases import case_names
+from medseg.dicom.private import private_path
 from medseg.dicom.seg import Segment, paint_segments, read_segments
 from medseg.dicom.series import volume_from_instances
 from medseg.dicom.sources import IMAGE_MODALITIES, Series, Source, describe, open_source
 from medseg.imaging import Volume, as_labels, check_same_grid, write_nifti
-from medseg.project import DataRoot, Failures, Manifest, UserError, fingerprint, progress
-from medseg.project.files import PARTIAL
+from medseg.project import (
+    DataRoot,
+    Failures,
+    Manifest,
+    UserError,
+    fingerprint,
+    progress,
+    read_json,
+    write_json,
+)
+from medseg.project.files import remove_stale
 
 MANIFEST = "dicom_to_nifti"
 """Name of a case's manifest; its result is the case's row of the quality table."""
 
 
+@dataclass(frozen=True)
+class ConvertedStudies:
+    """What became of the studies of a shard.
+
+    Attributes:
+        cases: All cases that are done, sorted by name.
+        converted: Those of them that were converted now.
+        skipped: Case to reason: studies without image series.
+    """
+
+    cases: tuple[str, ...]
+    converted: tuple[str, ...]
+    skipped: Mapping[str, str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many they are: what an artifact carries, for a shard may hold thousands."""
+        return {
+            "cases": len(self.cases),
+            "converted": len(self.converted),
+            "skipped": len(self.skipped),
+        }
+
+
 def list_studies(
-    root: DataRoot, studies: str, output_folder: str, *, shards: int = 1
-) -> list[list[str]]:
-    """Lists all studies of a source and gives each its case name.
+    root: DataRoot,
+    studies: str,
+    output_folder: str = "",
+    *,
+    config: TaskConfig | None = None,
+    shards: int = 1,
+) -> list[int]:
+    """Lists all studies of a source, gives each its case name, and deals them out to shards.
+
+    A PACS may hold thousands of studies, more than a parameter should carry: the shards' lists lie
+    under the data root, readable by their owner only, where :func:`convert_studies` reads them.
 
     Args:
         root: The data root.
         studies: A DICOMweb URL, or a folder inside the data root (``file:///…`` or a path).
-        output_folder: The folder of the dataset to be.
+        output_folder: The folder of the dataset to be; by default the config's ``data_dir``.
+        config: The task.
         shards: Into how many lists to deal the studies; empty lists are left out.
 
     Returns:
-        StudyInstanceUIDs, dealt into shards.
+        The numbers of the shards, from 0.
 
     Raises:
         UserError: The source cannot be read or holds no study, or ``shards`` is below 1.
     """
     if shards < 1:
         raise UserError(f"shards is {shards}: give 1 or more.")
-    folder = root.resolve(output_folder, field="output_folder")
-    found = open_source(root, studies).studies()
-    if not found:
+    folder = dataset_folder(root, output_folder, config)
+    listed = open_source(root, studies).studies()
+    if not listed:
         raise UserError(f"{studies} holds no studies: check the parameter studies.")
-    case_names(root, folder, found)
-    uids = [study.uid for study in found]
+    case_names(root, folder, listed)
+    uids = [study.uid for study in listed]
+    lists = [uids[start::shards] for start in range(min(shards, len(uids)))]
+    write_json(_shards_file(root, folder), lists, private=True)
     progress(f"{len(uids)} studies")
-    return [uids[start::shards] for start in range(min(shards, len(uids)))]
+    return list(range(len(lists)))
 
 
 def convert_studies(
     root: DataRoot,
     studies: str,
-    study_uids: list[str],
-    output_folder: str,
+    shard: int,
+    output_folder: str = "",
     *,
     config: TaskConfig | None = None,
     deidentify: bool = False,
-) -> dict[str, Any]:
-    """Converts studies to NIfTI: ``<output>/<case>/<case><suffix>``, one shard of the dataset.
+) -> ConvertedStudies:
+    """Converts the studies of one shard to NIfTI: ``<output>/<case>/<case><suffix>``.
 
     **Image series.** Series of modality CT, MR or PT. A study with one needs no choice. Of several,
     each channel of the config's ``modality_dict`` takes the series whose SeriesDescription is the
@@ -82,30 +128,27 @@ def convert_studies(
     Args:
         root: The data root.
         studies: As in :func:`list_studies`.
-        study_uids: The shard: StudyInstanceUIDs from :func:`list_studies`.
-        output_folder: The dataset's folder.
+        shard: The shard's number, from :func:`list_studies` for the same folder.
+        output_folder: The dataset's folder; by default the config's ``data_dir``.
         config: The task, for suffixes, channels and labels.
         deidentify: Whether cases get pseudonyms instead of PatientIDs.
 
-    Returns:
-        ``cases`` (all that are done), ``converted`` (those done now) and ``skipped`` (case to
-        reason: studies without image series).
-
     Raises:
-        UserError: The source cannot be read, or the config's dataset has another format.
+        UserError: The studies were not listed or there is no such shard, the source cannot be read,
+            or the config's dataset has another format.
         CasesFailedError: More cases failed than the config's ``max_failed_cases`` (without a
             config: any); the others are finished.
     """
-    folder = root.resolve(output_folder, field="output_folder")
+    folder = dataset_folder(root, output_folder, config)
     if config is not None and config.dataset_format != "subfolders":
         raise UserError(
             f"dataset_format: studies are converted to the format 'subfolders', but "
             f"{config.path.name} says {config.dataset_format!r}: set it to subfolders, with a "
             "data_dir of its own."
         )
+    study_uids = _shard(root, folder, shard)
     source = open_source(root, studies)
-    wanted = set(study_uids)
-    listed = [study for study in source.studies() if study.uid in wanted]
+    listed = [study for study in source.studies() if study.uid in set(study_uids)]
     names = case_names(root, folder, listed, deidentify=deidentify)
     failures = Failures("dicom_to_nifti", private=True)
     for uid in study_uids:
@@ -113,21 +156,35 @@ def convert_studies(
             failures.reasons[uid] = f"{studies} does not hold this study (any more)"
     cases, converted, skipped = [], [], {}
     listed.sort(key=lambda study: names[study.uid])
-    for done, study in enumerate(listed, start=1):
+    for count, study in enumerate(listed, start=1):
         case = names[study.uid]
         with failures.case(case):
             series = source.series(study.uid)
             if not any(item.modality in IMAGE_MODALITIES for item in series):
                 skipped[case] = "the study holds no CT, MR or PT series"
-                progress(f"{case} skipped: {skipped[case]}", done, len(listed))
+                progress(f"{case} skipped: {skipped[case]}", count, len(listed))
                 continue
             fresh = _convert(source, series, case, folder / case, config)
             cases.append(case)
             if fresh:
                 converted.append(case)
-            progress(case if fresh else f"{case} (unchanged)", done, len(listed))
+            progress(case if fresh else f"{case} (unchanged)", count, len(listed))
     failures.check(len(study_uids), config.max_failed_cases if config else 0)
-    return {"cases": cases, "converted": converted, "skipped": skipped}
+    return ConvertedStudies(tuple(cases), tuple(converted), skipped)
+
+
+def _shards_file(root: DataRoot, folder: Path) -> Path:
+    # it holds StudyInstanceUIDs, so it does not lie inside a dataset that may be de-identified
+    return private_path(root, "shards", root.relative(folder), ".json")
+
+
+def _shard(root: DataRoot, folder: Path, shard: int) -> list[str]:
+    """The StudyInstanceUIDs of a shard."""
+    path = _shards_file(root, folder)
+    lists = read_json(path, [], remedy="Run list_studies again.")
+    if not 0 <= shard < len(lists):
+        raise UserError(f"{path} holds no shard {shard}: run list_studies first.")
+    return [str(uid) for uid in lists[shard]]
 
 
 def _convert(
@@ -147,8 +204,8 @@ def _convert(
     if manifest.is_done(inputs):
         return False
 
-    for stale in folder.glob(f"{PARTIAL}*"):  # of a run that was killed
-        stale.unlink()
+    for suffix in settings["suffixes"].values():
+        remove_stale(folder / f"{case}{suffix}")  # of a run that was killed
     segmentations = [dataset for item in drawn for dataset in source.fetch(item)]
     channels = _choose(images, segmentations, config)
     volumes = {

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 TASKS = (
-    "from medseg.dicom import deal_studies; deal_studies(root, studies, 'NIFTI')",
-    "from medseg.dicom import convert_shard; convert_shard(root, studies, 0, 'NIFTI')",
+    "from medseg.dicom import list_studies; list_studies(root, studies, 'NIFTI')",
+    "from medseg.dicom import convert_studies; convert_studies(root, studies, 0, 'NIFTI')",
     "from medseg.dataset import collect_dataset; collect_dataset(root, 'NIFTI')",
 )
 START = (

@@ -50,10 +50,18 @@ class Orthanc:
 
     def empty(self) -> None:
         """Deletes all that it holds."""
-        for patient in self.get("/patients").json():
-            requests.delete(
-                f"{self.rest}/patients/{patient}", auth=(self.username, self.password), timeout=10
-            ).raise_for_status()
+        for patient in self.get("/patients?expand").json():
+            self.delete(patient["MainDicomTags"]["PatientID"])
+
+    def delete(self, patient_id: str) -> None:
+        """Deletes what it holds of a patient."""
+        for patient in self.get("/patients?expand").json():
+            if patient["MainDicomTags"]["PatientID"] == patient_id:
+                requests.delete(
+                    f"{self.rest}/patients/{patient['ID']}",
+                    auth=(self.username, self.password),
+                    timeout=10,
+                ).raise_for_status()
 
 
 @contextmanager

@@ -57,18 +57,17 @@ def assert_came_back(root: DataRoot, task: Path) -> None:
 def test_there_and_back(orthanc: Orthanc, root: DataRoot, task: Path, way: str) -> None:
     target = orthanc.url if way == "stow" else orthanc.node
     instances = sum(read_nifti(task / f"imagesTr/{c}.nii.gz").shape[2] + 1 for c in CASES)
-    assert nifti_to_dicom(root, "in", target)["written"] == list(CASES)
+    assert nifti_to_dicom(root, "in", target).written == CASES
     assert orthanc.count() == instances
-    assert nifti_to_dicom(root, "in", target)["written"] == []
+    assert nifti_to_dicom(root, "in", target).written == ()
 
     shards = list_studies(root, orthanc.url, "out", shards=2)
-    assert sorted(map(len, shards)) == [1, 2]
-    for shard in shards:
-        assert convert_studies(root, orthanc.url, shard, "out")["converted"]
+    done = [convert_studies(root, orthanc.url, shard, "out") for shard in shards]
+    assert sorted(len(part.converted) for part in done) == [1, 2]
     assert_came_back(root, task)
     assert collect_dataset(root, "out")["dataset"]["cases"] == list(CASES)
     for shard in shards:
-        assert convert_studies(root, orthanc.url, shard, "out")["converted"] == []
+        assert convert_studies(root, orthanc.url, shard, "out").converted == ()
 
 
 def test_what_was_deleted_on_the_server_is_sent_again(
@@ -77,16 +76,21 @@ def test_what_was_deleted_on_the_server_is_sent_again(
     nifti_to_dicom(root, "in", orthanc.url)
     before = orthanc.count()
     orthanc.empty()
-    assert nifti_to_dicom(root, "in", orthanc.url)["written"] == list(CASES)
+    assert nifti_to_dicom(root, "in", orthanc.url).written == CASES
     assert orthanc.count() == before
 
 
 def test_a_study_that_is_gone(orthanc: Orthanc, root: DataRoot, task: Path) -> None:
     nifti_to_dicom(root, "in", orthanc.url)
+    (root.path / "more/imagesTr").mkdir(parents=True)
+    shutil.copyfile(task / f"imagesTr/{CASES[0]}.nii.gz", root.path / "more/imagesTr/gone.nii.gz")
+    nifti_to_dicom(root, "more", orthanc.url, modality="MR")
     (shard,) = list_studies(root, orthanc.url, "out")
+    orthanc.delete("gone")
     with pytest.raises(CasesFailedError, match="1 of 4 cases failed") as caught:
-        convert_studies(root, orthanc.url, [*shard, "1.2.3"], "out")
-    assert "does not hold this study" in caught.value.reasons["1.2.3"]
+        convert_studies(root, orthanc.url, shard, "out")
+    (reason,) = caught.value.reasons.values()
+    assert "does not hold this study" in reason
     assert_came_back(root, task)
 
 

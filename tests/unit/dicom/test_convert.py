@@ -21,6 +21,7 @@ from medseg.dataset import collect_dataset
 from medseg.dicom import convert_studies, list_studies, read_image, write_segmentation
 from medseg.dicom.cases import pseudonym
 from medseg.dicom.sources import open_source
+from medseg.dicom.to_nifti import ConvertedStudies
 from medseg.imaging import read_nifti
 from medseg.project import CasesFailedError, DataRoot, UserError
 from tests.volumes import contents
@@ -29,9 +30,9 @@ CASE = "PGBM-002"
 MakeConfig = Callable[..., TaskConfig]
 
 
-def convert(root: DataRoot, **options: Any) -> dict[str, Any]:
-    uids = [uid for shard in list_studies(root, "DICOM", "NIFTI") for uid in shard]
-    return convert_studies(root, "DICOM", uids, "NIFTI", **options)
+def convert(root: DataRoot, **options: Any) -> ConvertedStudies:
+    list_studies(root, "DICOM", "NIFTI")
+    return convert_studies(root, "DICOM", 0, "NIFTI", **options)
 
 
 def failure(root: DataRoot, case: str = CASE, **options: Any) -> str:
@@ -70,7 +71,7 @@ def test_two_channels_by_their_keys(patient: Path, root: DataRoot, make_config: 
     suffixes = {"FLAIRreg": "_0.nii.gz", "t1-post": "_1.nii.gz", "label": "_seg.nii.gz"}
     draw(patient, "T1post", {"tumor": 1})
     config = make_config(modality_dict=suffixes)
-    assert convert(root, config=config)["cases"] == [CASE]
+    assert convert(root, config=config).cases == (CASE,)
     for suffix, series in (("_0", "FLAIRreg"), ("_1", "T1post")):
         found = read_nifti(root.path / f"NIFTI/{CASE}/{CASE}{suffix}.nii.gz")
         np.testing.assert_array_equal(found.array, read_image(patient / series).array)
@@ -118,8 +119,8 @@ def test_study_without_images_is_skipped(patient: Path, root: DataRoot) -> None:
     for series in ("T1post", "FLAIRreg"):
         shutil.rmtree(patient / series)
     found = convert(root)
-    assert found["skipped"] == {CASE: "the study holds no CT, MR or PT series"}
-    assert found["cases"] == []
+    assert found.skipped == {CASE: "the study holds no CT, MR or PT series"}
+    assert found.cases == ()
 
 
 # --- which segments ---
@@ -246,19 +247,19 @@ def other_patient(root: DataRoot, patient_id: str, label: str = "", day: str = "
 def test_two_studies_of_a_patient(one_series: Path, root: DataRoot) -> None:
     other_patient(root, CASE, day="20210101")
     other_patient(root, "Ärzte/1 2")
-    assert sorted(convert(root)["cases"]) == [CASE, f"{CASE}_2", "rzte_1_2"]
+    assert sorted(convert(root).cases) == [CASE, f"{CASE}_2", "rzte_1_2"]
     # A study from before, found later, does not rename what is there.
     other_patient(root, CASE, day="20190101")
     found = convert(root)
-    assert found["converted"] == [f"{CASE}_3"]
+    assert found.converted == (f"{CASE}_3",)
 
 
 def test_pseudonyms_are_stable_and_private(one_series: Path, root: DataRoot) -> None:
-    (case,) = convert(root, deidentify=True)["cases"]
+    (case,) = convert(root, deidentify=True).cases
     assert case == pseudonym(root, CASE)
     assert case.startswith("case-")
     assert CASE not in case
-    assert convert(root, deidentify=True)["converted"] == []
+    assert convert(root, deidentify=True).converted == ()
     collect_dataset(root, "NIFTI")
     for path in (root.path / "NIFTI").rglob("*"):
         assert CASE not in path.name
@@ -266,7 +267,7 @@ def test_pseudonyms_are_stable_and_private(one_series: Path, root: DataRoot) -> 
             assert CASE not in path.read_text()
     secrets = list((root.path / ".medseg" / "dicom").glob("*.key"))
     secrets += (root.path / ".medseg" / "dicom").glob("*.json")
-    assert len(secrets) == 3
+    assert len(secrets) == 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
 
 
@@ -281,7 +282,7 @@ def test_a_failed_case_loses_no_other(
     between = f"1 slice is missing between instances {middle - 1} and {middle + 1}"
     assert between in caught.value.reasons["P1"]
     assert (root.path / f"NIFTI/{CASE}/{CASE}_image.nii.gz").is_file()
-    assert convert(root, config=make_config(max_failed_cases=1))["cases"] == [CASE]
+    assert convert(root, config=make_config(max_failed_cases=1)).cases == (CASE,)
 
 
 # --- sources ---

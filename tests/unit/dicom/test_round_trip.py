@@ -27,11 +27,9 @@ def converted(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Da
     """All hippocampus cases: ``Task04`` (NIfTI) -> ``DICOM`` -> ``NIFTI``."""
     root = DataRoot.at(tmp_path_factory.mktemp("data"))
     copy_cases(shared_data, root.path / "Task04", 40)
-    assert len(nifti_to_dicom(root, "Task04", "DICOM")["written"]) == 40
-    shards = list_studies(root, "file:///mnt/Data/DICOM", "NIFTI", shards=2)
-    assert [len(shard) for shard in shards] == [20, 20]
-    for shard in shards:
-        convert_studies(root, "file:///mnt/Data/DICOM", shard, "NIFTI")
+    assert len(nifti_to_dicom(root, "Task04", "DICOM").written) == 40
+    for shard in list_studies(root, "file:///mnt/Data/DICOM", "NIFTI", shards=2):
+        assert len(convert_studies(root, "file:///mnt/Data/DICOM", shard, "NIFTI").cases) == 20
     return root
 
 
@@ -56,20 +54,20 @@ def test_every_case_comes_back_unchanged(converted: DataRoot) -> None:
 
 
 def test_second_run_does_nothing_and_a_lost_file_is_made_again(converted: DataRoot) -> None:
-    assert nifti_to_dicom(converted, "Task04", "DICOM")["written"] == []
-    uids = [uid for shard in list_studies(converted, "DICOM", "NIFTI") for uid in shard]
-    assert convert_studies(converted, "DICOM", uids, "NIFTI")["converted"] == []
+    assert nifti_to_dicom(converted, "Task04", "DICOM").written == ()
+    list_studies(converted, "DICOM", "NIFTI")
+    assert convert_studies(converted, "DICOM", 0, "NIFTI").converted == ()
 
     (converted.path / "NIFTI/hippocampus_001/hippocampus_001_label.nii.gz").unlink()
     shutil.rmtree(converted.path / "DICOM" / "hippocampus_003" / "SEG")
-    again = convert_studies(converted, "DICOM", uids, "NIFTI")
-    assert again["converted"] == ["hippocampus_001", "hippocampus_003"]
+    again = convert_studies(converted, "DICOM", 0, "NIFTI")
+    assert again.converted == ("hippocampus_001", "hippocampus_003")
     assert_same(converted, "hippocampus_001", "NIFTI")
     label = converted.path / "NIFTI/hippocampus_003/hippocampus_003_label.nii.gz"
     assert not label.exists()  # the study has none now
 
-    assert nifti_to_dicom(converted, "Task04", "DICOM")["written"] == ["hippocampus_003"]
-    convert_studies(converted, "DICOM", uids, "NIFTI")
+    assert nifti_to_dicom(converted, "Task04", "DICOM").written == ("hippocampus_003",)
+    convert_studies(converted, "DICOM", 0, "NIFTI")
     assert_same(converted, "hippocampus_003", "NIFTI")
 
 
@@ -193,7 +191,7 @@ def through_dicom(root: DataRoot, modality: str = "CT", **options: Any) -> tuple
     nifti_to_dicom(root, "in", "DICOM", modality=modality, **options)
     (shard,) = list_studies(root, "DICOM", "out")
     config = options.get("config")
-    (case,) = convert_studies(root, "DICOM", shard, "out", config=config)["cases"]
+    (case,) = convert_studies(root, "DICOM", shard, "out", config=config).cases
     return tuple(
         read_nifti(root.path / f"out/{case}/{case}_{what}.nii.gz") for what in ("image", "label")
     )
