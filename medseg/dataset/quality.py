@@ -9,8 +9,10 @@ from typing import Any
 from medseg import __version__
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
 from medseg.dataset.folders import dataset_folder
-from medseg.dicom.to_nifti import MANIFEST
 from medseg.project import DataRoot, Manifest, UserError, progress, result, write_json
+
+CONVERSION = "dicom_to_nifti"
+"""The name of a converted case's manifest; its result is the case's row of the quality table."""
 
 
 def collect_dataset(
@@ -33,7 +35,7 @@ def collect_dataset(
         UserError: The folder holds no converted case.
     """
     folder = dataset_folder(root, output_folder, config)
-    records = [Manifest(path.parent.parent, MANIFEST).read() for path in _manifests(folder)]
+    records = [Manifest(path.parent.parent, CONVERSION).read() for path in _manifests(folder)]
     rows = [record["result"] for record in records if record.get("result")]
     if not rows:
         raise UserError(f"{folder} holds no converted case: run dicom_to_nifti on it first.")
@@ -61,7 +63,7 @@ def collect_dataset(
 
 
 def _manifests(folder: Any) -> list[Any]:
-    return sorted(folder.glob(f"*/.medseg/{MANIFEST}.json"))
+    return sorted(folder.glob(f"*/.medseg/{CONVERSION}.json"))
 
 
 def _agreed_labels(rows: list[dict[str, Any]]) -> dict[str, int]:

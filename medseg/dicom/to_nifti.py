@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
-from medseg.dataset import dataset_folder
+from medseg.dataset import CONVERSION, dataset_folder
 from medseg.dicom.cases import case_names
 from medseg.dicom.private import private_path
 from medseg.dicom.seg import Segment, paint_segments, read_segments
@@ -31,9 +31,6 @@ from medseg.project import (
     write_json,
 )
 from medseg.project.files import remove_stale
-
-MANIFEST = "dicom_to_nifti"
-"""Name of a case's manifest; its result is the case's row of the quality table."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,7 @@ def _convert(
         "regions": config.regions_class_order if config else None,
     }
     inputs = fingerprint(settings)
-    manifest = Manifest(folder, MANIFEST)
+    manifest = Manifest(folder, CONVERSION)
     if manifest.is_done(inputs):
         return False
 
