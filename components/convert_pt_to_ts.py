@@ -17,9 +17,9 @@ def convert_pt_to_ts(config_file_path: str, model: Output[Model], fold: int = -1
         fold: Fold to package; -1: the one that the config names.
     """
     from medseg.bundle import convert_pt_to_ts as convert
-    from medseg.config import load_config
-    from medseg.project import result, stage
+    from medseg.config import fold_stage
+    from medseg.project import result
 
-    with stage("convert_pt_to_ts", target=f"{config_file_path}-{fold}") as root:
-        model.metadata.update(convert(load_config(config_file_path, root, fold=fold)))
-        result("packaged model", root.resolve(model.metadata["path"]))
+    with fold_stage("convert_pt_to_ts", config_file_path, fold) as config:
+        model.metadata.update(convert(config))
+        result("packaged model", config.model_file)

@@ -21,7 +21,7 @@ def report(config_file_path: str, run: str, html: Output[HTML], fold: int = -1) 
     from medseg.evaluation import write_report
     from medseg.project import result, stage
 
-    with stage("report", target=f"{config_file_path}-{fold}") as root:
+    with stage("report", target=f"reports/{run}") as root:
         path = root.resolve(f"reports/{run}/report.html", field="run")
         write_report(load_config(config_file_path, root, fold=fold), path)
         shutil.copyfile(path, html.path)

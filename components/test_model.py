@@ -14,12 +14,11 @@ def test_model(config_file_path: str, metrics: Output[Metrics], fold: int = -1) 
         metrics: Mean of every measure and class; empty without test cases.
         fold: Fold whose model is tested; -1: the one that the config names.
     """
-    from medseg.config import load_config
+    from medseg.config import fold_stage
     from medseg.evaluation import kfp_metrics, test_model
-    from medseg.project import result, stage
+    from medseg.project import result
 
-    with stage("test_model", target=f"{config_file_path}-{fold}") as root:
-        config = load_config(config_file_path, root, fold=fold)
+    with fold_stage("test_model", config_file_path, fold) as config:
         summary = test_model(config)
         for name, value in kfp_metrics(summary).items():
             metrics.log_metric(name, value)

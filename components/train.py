@@ -22,12 +22,11 @@ def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1) -> No
         fold: Fold to train; -1: the one that the config names.
     """
     from medseg.bundle import export_checkpoint
-    from medseg.config import load_config
+    from medseg.config import fold_stage
     from medseg.nnunet import train as train_fold
-    from medseg.project import result, stage
+    from medseg.project import result
 
-    with stage("train", target=f"{config_file_path}-{fold}") as root:
-        config = load_config(config_file_path, root, fold=fold)
+    with fold_stage("train", config_file_path, fold) as config:
         last = train_fold(config)
         measures = {key: last[key] for key in ("train_loss", "val_loss", "mean_Dice", "ema_Dice")}
         measures |= {f"Dice_{label}": value for label, value in last["Dice"].items()}

@@ -14,13 +14,12 @@ def validate(config_file_path: str, metrics: Output[Metrics], fold: int = -1) ->
         metrics: Mean of every measure and class.
         fold: Fold to validate; -1: the one that the config names.
     """
-    from medseg.config import load_config
+    from medseg.config import fold_stage
     from medseg.evaluation import evaluate, kfp_metrics
     from medseg.nnunet import predict_validation
-    from medseg.project import result, stage
+    from medseg.project import result
 
-    with stage("validate", target=f"{config_file_path}-{fold}") as root:
-        config = load_config(config_file_path, root, fold=fold)
+    with fold_stage("validate", config_file_path, fold) as config:
         predict_validation(config)
         for name, value in kfp_metrics(evaluate(config)).items():
             metrics.log_metric(name, value)

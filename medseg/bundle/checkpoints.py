@@ -50,6 +50,7 @@ def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path
     manifest = Manifest(target, "export_checkpoint")
     if manifest.is_done(inputs) and (models / "nnunet_checkpoint.pth").is_file():
         progress(f"fold {fold}: checkpoints are in the bundle already")
+        _link(config, target)
         return target
 
     import torch
@@ -74,8 +75,7 @@ def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path
     for old in target.glob("checkpoint_*.pt"):
         if old.name not in outputs:
             old.unlink()
-    if fold == config.fold:
-        _link(models / "model.pt", target / "model.pt")
+    _link(config, target)
     manifest.record(inputs, [target / name for name in outputs])
     progress(f"fold {fold}: {', '.join(outputs)} in {config.root.relative(target)}")
     return target
@@ -113,7 +113,9 @@ def _convert(checkpoint: Mapping[str, Any], num_epochs: int, initial_lr: float) 
     }
 
 
-def _link(link: Path, target: Path) -> None:
-    with atomic_file(link) as temporary:
-        temporary.unlink()
-        temporary.symlink_to(target.relative_to(link.parent))
+def _link(config: TaskConfig, folder: Path) -> None:
+    """Lets ``models/model.pt`` be that of ``folder``, where it is the fold that the file names."""
+    if config.fold == config.default_fold:
+        with atomic_file(folder.parent / "model.pt") as temporary:
+            temporary.unlink()
+            temporary.symlink_to(Path(folder.name, "model.pt"))

@@ -41,7 +41,7 @@ class PackagedModel:
     checkpoint: dict[str, Any]
 
 
-def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
+def convert_pt_to_ts(config: TaskConfig) -> dict[str, Any]:
     """Packages the bundle's ``models/fold_F/model.pt`` as ``models/fold_F/model.ts``.
 
     The network is traced (scripting nnU-Net's U-Nets fails), saved with ``metadata.json`` and
@@ -51,7 +51,6 @@ def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[
 
     Args:
         config: The task's config.
-        fold: The fold; ``None`` means the config's.
 
     Returns:
         ``path`` (relative to the data root), ``sha256``, ``max_difference`` (of logits),
@@ -61,14 +60,13 @@ def convert_pt_to_ts(config: TaskConfig, fold: int | str | None = None) -> dict[
         UserError: The bundle has no checkpoint of the fold, no preprocessed case is there to
             compare on, or the traced network differs from the original.
     """
-    fold = config.fold if fold is None else fold
-    models = config.bundle_folder / "models"
-    source, target = models / f"fold_{fold}" / "model.pt", models / f"fold_{fold}" / "model.ts"
+    fold, target = config.fold, config.model_file
+    models, source = config.bundle_folder / "models", target.with_name("model.pt")
     described = [models / name for name in ("plans.json", "dataset.json", "nnunet_checkpoint.pth")]
     for path in (source, *described):
         if not path.is_file():
             raise UserError(f"{path} does not exist: train fold {fold} first.")
-    metadata = build_metadata(config, fold)
+    metadata = build_metadata(config)
     inputs = fingerprint({"metadata": metadata, "fold": fold}, [source, *described])
     manifest = Manifest(target.parent, "convert_pt_to_ts")
     before = manifest.result(inputs)

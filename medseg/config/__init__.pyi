@@ -5,4 +5,5 @@ from .task import DEFAULT_SUFFIXES as DEFAULT_SUFFIXES
 from .task import LABEL_KEY as LABEL_KEY
 from .task import BundleConfig as BundleConfig
 from .task import TaskConfig as TaskConfig
+from .task import fold_stage as fold_stage
 from .task import load_config as load_config

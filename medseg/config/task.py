@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +22,7 @@ from pydantic import (
 )
 
 from medseg.config.labels import Label, Labels
-from medseg.project import DataRoot, UserError
+from medseg.project import DataRoot, UserError, lock, stage
 
 LABEL_KEY = "label"
 """The key of ``modality_dict`` that names the label's suffix; every other key is a channel."""
@@ -136,6 +138,7 @@ class TaskConfig(_Strict):
 
     _root: DataRoot = PrivateAttr()
     _path: Path = PrivateAttr()
+    _default_fold: int | Literal["all"] = PrivateAttr()
 
     @field_validator("dataset_name_or_id")
     @classmethod
@@ -245,6 +248,11 @@ class TaskConfig(_Strict):
         return self._path
 
     @property
+    def default_fold(self) -> int | Literal["all"]:
+        """The fold that the file itself names, whichever this config is for."""
+        return self._default_fold
+
+    @property
     def data_folder(self) -> Path:
         """The NIfTI dataset's folder."""
         return self.root.resolve(self.data_dir, field="data_dir")
@@ -322,20 +330,45 @@ def load_config(path: str | Path, root: DataRoot | None = None, *, fold: int = -
             f"the config {file} holds a {type(content).__name__}, not a mapping of settings: "
             "write one 'key: value' a line."
         )
-    if fold >= 0:
-        content["fold"] = fold
     try:
         config = TaskConfig.model_validate(content)
     except ValidationError as error:
         findings = "; ".join(_finding(item) for item in error.errors())
         raise UserError(f"the config {file} has errors: {findings}.") from None
-    config._root, config._path = root, file
+    config._root, config._path, config._default_fold = root, file, config.fold
+    if fold >= 0:
+        config = config.model_copy(update={"fold": fold})
     root.resolve(config.data_dir, field="data_dir")  # each raises where it leaves the root
     root.resolve(config.nnunet_root_dir, field="nnunet_root_dir")
     root.resolve(config.bundle_config.bundle_root, field="bundle_config.bundle_root")
     if config.bundle_config.metadata_file:
         root.resolve(config.bundle_config.metadata_file, field="bundle_config.metadata_file")
     return config
+
+
+@contextmanager
+def fold_stage(name: str, config_file_path: str, fold: int = -1) -> Iterator[TaskConfig]:
+    """Frames the body of a component that works on one fold: a :func:`~medseg.project.stage`.
+
+    Nobody else runs this stage on the same fold at the same time, whichever config and whichever
+    value of ``fold`` name it.
+
+    Args:
+        name: The component.
+        config_file_path: As in :func:`load_config`.
+        fold: As in :func:`load_config`.
+
+    Yields:
+        The config of that fold.
+
+    Raises:
+        SystemExit: As in :func:`~medseg.project.stage`.
+    """
+    with stage(name, target=f"{config_file_path}-{fold}") as root:
+        config = load_config(config_file_path, root, fold=fold)
+        place = root.relative(config.fold_folder()).replace("/", "_")
+        with lock(root, f"stage-{name}-{place}"):
+            yield config
 
 
 def _finding(item: Any) -> str:

@@ -17,7 +17,7 @@ from medseg.evaluation.summary import (
 from medseg.project import CasesFailedError, Manifest, UserError, progress, write_json
 
 
-def test_model(config: TaskConfig, fold: int | str | None = None) -> Summary:
+def test_model(config: TaskConfig) -> Summary:
     """Segments the config's ``test_cases`` with the packaged ``model.ts`` and measures the result.
 
     Predictions and ``summary.json`` go to ``fold_F/test``, the means to MLflow. What was segmented
@@ -25,7 +25,6 @@ def test_model(config: TaskConfig, fold: int | str | None = None) -> Summary:
 
     Args:
         config: The task's config.
-        fold: The fold whose model is tested; None means the config's.
 
     Returns:
         The summary; empty where the config names no test cases.
@@ -38,14 +37,12 @@ def test_model(config: TaskConfig, fold: int | str | None = None) -> Summary:
         progress("the config names no test_cases: nothing to test")
         return {}
     model = config.model_file
-    if fold is not None:
-        model = model.parents[1] / f"fold_{fold}" / model.name
     if not model.is_file():
         raise UserError(f"the packaged model {model} does not exist: run convert_pt_to_ts first.")
-    folder = config.fold_folder(fold) / "test"
+    folder = config.fold_folder() / "test"
     summary, fresh = measure_model(config, model, folder)
     if fresh:
-        log_summary(config, fold, "test", folder / SUMMARY, summary)
+        log_summary(config, "test", folder / SUMMARY, summary)
     return summary
 
 

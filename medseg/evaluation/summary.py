@@ -26,7 +26,7 @@ ENDING = ".nii.gz"
 SUMMARY = "summary.json"
 
 
-def evaluate(config: TaskConfig, fold: int | str | None = None) -> Summary:
+def evaluate(config: TaskConfig) -> Summary:
     """Completes the validation summary of a fold: ASD and HD95 beside nnU-Net's own metrics.
 
     The summary in ``fold_F/validation`` is replaced as a whole, its means go to MLflow, and a
@@ -34,7 +34,6 @@ def evaluate(config: TaskConfig, fold: int | str | None = None) -> Summary:
 
     Args:
         config: The task's config.
-        fold: The fold; None means the config's.
 
     Returns:
         The summary.
@@ -44,7 +43,7 @@ def evaluate(config: TaskConfig, fold: int | str | None = None) -> Summary:
         CasesFailedError: More cases than ``max_failed_cases`` have no readable prediction or
             reference, or the two have different geometry. The others' metrics are kept.
     """
-    folder = config.fold_folder(fold) / "validation"
+    folder = config.fold_folder() / "validation"
     summary = read_summary(folder / SUMMARY)
     references = config.preprocessed_folder / "gt_segmentations"
     # By name: the paths in the file are those of the machine that predicted.
@@ -65,7 +64,7 @@ def evaluate(config: TaskConfig, fold: int | str | None = None) -> Summary:
     summary["labels"] = config.label_set.names
     _add_means(summary, DISTANCES)
     write_json(folder / SUMMARY, summary)
-    log_summary(config, fold, "validation", folder / SUMMARY, summary)
+    log_summary(config, "validation", folder / SUMMARY, summary)
     failures.check(len(pairs), config.max_failed_cases)
     done.record(inputs, [folder / SUMMARY])
     return summary
@@ -214,21 +213,18 @@ def kfp_metrics(summary: Summary) -> dict[str, float]:
     return result
 
 
-def log_summary(
-    config: TaskConfig, fold: int | str | None, part: str, path: Path, summary: Summary
-) -> None:
+def log_summary(config: TaskConfig, part: str, path: Path, summary: Summary) -> None:
     """Sends a summary's means, and the file, to the fold's MLflow run.
 
     Args:
         config: The task's config.
-        fold: The fold; None means the config's.
         part: ``validation`` or ``test``: what the names start with.
         path: The summary's file.
         summary: Its content.
     """
     from medseg.tracking import open_run
 
-    with open_run(config, fold) as tracker:
+    with open_run(config) as tracker:
         tracker.metrics({f"{part}/{name}": v for name, v in kfp_metrics(summary).items()})
         tracker.artifact(path, part)
 

@@ -22,11 +22,11 @@ from medseg.nnunet.preprocessing import preprocessed
 from medseg.nnunet.resume import preprocessed_cases, require_final, resume, split_of
 from medseg.nnunet.settings import record_path
 from medseg.nnunet.workers import die_with_parent
-from medseg.project import Manifest, fingerprint, lock, progress, write_json
+from medseg.project import Manifest, fingerprint, progress, write_json
 from medseg.tracking import Tracker, is_behind, masked, open_run
 
 
-def train(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
+def train(config: TaskConfig) -> dict[str, Any]:
     """Trains one fold with nnU-Net's own trainer.
 
     Results lie where nnU-Net puts them (``checkpoint_final.pth``, ``checkpoint_best.pth``,
@@ -48,7 +48,6 @@ def train(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
 
     Args:
         config: The task's config.
-        fold: 0 to 4, or ``all``; None means the config's.
 
     Returns:
         ``fold``, ``epochs``, ``train_loss``, ``val_loss``, ``mean_Dice``, ``ema_Dice``, ``Dice``
@@ -59,13 +58,6 @@ def train(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
         UserError: The dataset is not preprocessed; there is no such fold or trainer; a setting is
             wrong; with ``run_validation_only``, the fold has no final checkpoint.
     """
-    config = config if fold is None else config.model_copy(update={"fold": fold})
-    place = config.root.relative(config.fold_folder()).replace("/", "_")
-    with lock(config.root, f"train-{place}"):  # two configs may name one folder
-        return _train(config)
-
-
-def _train(config: TaskConfig) -> dict[str, Any]:
     folder = config.fold_folder()
     if config.run_validation_only:
         require_final(config)
@@ -91,7 +83,7 @@ def _train(config: TaskConfig) -> dict[str, Any]:
         if resumption.finished:
             return _finished_before(config, trainer, finished, data)
         folder.mkdir(parents=True, exist_ok=True)
-        with open_run(config, config.fold) as tracker:
+        with open_run(config) as tracker:
             finished.forget()
             cases = preprocessed_cases(config, data["dataset_hash"])
             write_json(record_path(folder), {**record, "cases": cases})
@@ -106,9 +98,9 @@ def _finished_before(
 ) -> dict[str, Any]:
     """The result of a training that ended earlier; what MLflow has not taken then, it gets now."""
     folder = finished.folder
-    if is_behind(config, config.fold):
+    if is_behind(config):
         history = _history(trainer, load_checkpoint(folder / FINAL, mmap=True)["logging"])
-        with open_run(config, config.fold) as tracker:
+        with open_run(config) as tracker:
             tracker.params(_parameters(config, trainer, data))
             for epoch in range(len(history)):
                 _log(history, tracker, epoch)

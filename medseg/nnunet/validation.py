@@ -18,7 +18,7 @@ from medseg.nnunet.resume import require_final, split_of
 from medseg.project import Failures, Manifest, atomic_file, fingerprint, progress
 
 
-def predict_validation(config: TaskConfig, fold: int | str | None = None) -> Path:
+def predict_validation(config: TaskConfig) -> Path:
     """Predicts the validation split of a fold with its final checkpoint.
 
     The counterpart of nnU-Net's ``perform_actual_validation``: sliding window with half a patch as
@@ -27,7 +27,6 @@ def predict_validation(config: TaskConfig, fold: int | str | None = None) -> Pat
 
     Args:
         config: The task's config.
-        fold: The fold; None means the config's.
 
     Returns:
         ``fold_F/validation``, with ``<case>.nii.gz`` (label values on the grid of the case's
@@ -37,7 +36,6 @@ def predict_validation(config: TaskConfig, fold: int | str | None = None) -> Pat
         UserError: The dataset is not preprocessed, or the fold's training is not finished.
         CasesFailedError: More cases failed than ``max_failed_cases``.
     """
-    config = config if fold is None else config.model_copy(update={"fold": fold})
     data = preprocessed(config)
     checkpoint = require_final(config)
     split = split_of(config)

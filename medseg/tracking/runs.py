@@ -39,10 +39,9 @@ class Tracker:
         run_id: The run, or ``""`` as long as the store has not been reached.
     """
 
-    def __init__(self, config: TaskConfig, fold: int | str) -> None:
+    def __init__(self, config: TaskConfig) -> None:
         self.run_id = ""
         self._config = config
-        self._fold = fold
         self._client: Any = None
         self._params: dict[str, str] = {}
         self._values: list[_Value] = []
@@ -121,7 +120,7 @@ class Tracker:
             return
         client, experiment = connect(self._config)
         store = masked(tracking_uri(self._config))
-        path = self._config.fold_folder(self._fold) / ".medseg" / "mlflow.json"
+        path = self._config.fold_folder() / ".medseg" / "mlflow.json"
         runs = _read(path)
         run_id = runs.get(store, "")
         if run_id:
@@ -137,11 +136,11 @@ class Tracker:
         if run_id:
             client.update_run(run_id, status="RUNNING")
         else:
-            name = self._config.bundle_config.mlflow_run_name or self._config.experiment_name
+            task, fold = self._config.experiment_name, self._config.fold
             run = client.create_run(
                 experiment,
-                run_name=f"{name} fold {self._fold}",
-                tags={"medseg.fold": str(self._fold), "medseg.task": self._config.experiment_name},
+                run_name=f"{self._config.bundle_config.mlflow_run_name or task} fold {fold}",
+                tags={"medseg.fold": str(fold), "medseg.task": task},
             )
             run_id = run.info.run_id
             write_json(path, {**runs, store: run_id})
@@ -210,7 +209,7 @@ class Tracker:
                 self._client.set_terminated(self.run_id, status)
             except Exception as error:  # noqa: BLE001 - as in _flush
                 progress(f"MLflow: the run's end was not recorded ({type(error).__name__})")
-        marker = _unsent(self._config, self._fold)
+        marker = _unsent(self._config)
         if not (self._values or self._params or self._artifacts):
             marker.unlink(missing_ok=True)
         else:
@@ -223,30 +222,29 @@ class Tracker:
             )
 
 
-def is_behind(config: TaskConfig, fold: int | str) -> bool:
+def is_behind(config: TaskConfig) -> bool:
     """Whether a stage of this fold ended with values that the store has not taken."""
-    return _unsent(config, fold).exists()
+    return _unsent(config).exists()
 
 
-def _unsent(config: TaskConfig, fold: int | str) -> Path:
-    return config.fold_folder(fold) / ".medseg" / "mlflow-unsent"
+def _unsent(config: TaskConfig) -> Path:
+    return config.fold_folder() / ".medseg" / "mlflow-unsent"
 
 
 @contextmanager
-def open_run(config: TaskConfig, fold: int | str | None = None) -> Iterator[Tracker]:
-    """Opens the MLflow run of a fold, the same one each time, or makes it.
+def open_run(config: TaskConfig) -> Iterator[Tracker]:
+    """Opens the MLflow run of the config's fold, the same one each time, or makes it.
 
     The run's id lies in the fold's folder (``.medseg/mlflow.json``), one for each store; the run
     ends as FINISHED, KILLED (by a signal) or FAILED, and opens again with the next stage.
 
     Args:
         config: The task's config; its ``experiment_name`` is the MLflow experiment.
-        fold: The fold; None means the config's.
 
     Yields:
         The tracker.
     """
-    tracker = Tracker(config, config.fold if fold is None else fold)
+    tracker = Tracker(config)
     status = "FINISHED"
     try:
         tracker._flush()

@@ -17,7 +17,7 @@ import torch
 
 from medseg.bundle import convert_pt_to_ts, export_checkpoint, prepare_bundle, segment
 from medseg.bundle.torchscript import _load_network, compare, load_packaged
-from medseg.config import TaskConfig
+from medseg.config import TaskConfig, load_config
 from medseg.nnunet.preprocessing import example_patches
 from medseg.project import UserError
 from tests.volumes import Volume, contents
@@ -220,6 +220,20 @@ def test_the_schedule_is_that_of_the_training(copy: Path, configure: Configure) 
     folder = export_checkpoint(config)
     schedule = torch.load(folder / "model.pt", weights_only=True)["scheduler"]
     assert schedule["max_steps"] == 1000
+
+
+def test_the_bundles_model_is_that_of_the_configs_own_fold(
+    copy: Path, configure: Configure
+) -> None:
+    config = configure(copy)
+    link = copy / "bundle" / "models" / "model.pt"
+    export_checkpoint(config)
+    shutil.copytree(config.fold_folder(), config.results_folder / "fold_1")
+    folder = export_checkpoint(load_config(config.path, config.root, fold=1))
+    assert (folder / "model.pt").is_file()
+    assert link.resolve() == copy / "bundle" / "models" / "fold_0" / "model.pt"
+    export_checkpoint(configure(copy, fold=1))  # exported already: only the link is made anew
+    assert link.resolve() == folder / "model.pt"
 
 
 def test_second_export_repeats_nothing_and_drops_stale_files(

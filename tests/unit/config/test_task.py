@@ -47,7 +47,10 @@ def test_maia_file_loads_unchanged(root: DataRoot) -> None:
     assert config.bundle_folder == root.path / "MONet_Bundle/Task09/MONetBundle"
     assert config.channels == {"image": "_image.nii.gz"}
     assert config.label_suffix == "_label.nii.gz"
-    assert load_config("c.yaml", fold=3).fold == 3
+    other = load_config("c.yaml", fold=3)
+    assert (other.fold, other.default_fold) == (3, 0)
+    assert other.fold_folder() == config.fold_folder().with_name("fold_3")
+    assert other.model_file == config.bundle_folder / "models" / "fold_3" / "model.ts"
 
 
 def test_optional_keys_of_maia(root: DataRoot) -> None:

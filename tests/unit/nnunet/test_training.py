@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from medseg.config import TaskConfig
+from medseg.config import TaskConfig, load_config
 from medseg.evaluation import evaluate
 from medseg.nnunet import load_checkpoint, predict_validation, train
 from medseg.project import Manifest, UserError
@@ -308,7 +308,7 @@ def test_run_validation_only_trains_nothing(trained: Trained) -> None:
 def test_validation_of_an_unfinished_training(trained: Trained) -> None:
     before = contents(trained.config.root.path)
     with pytest.raises(UserError, match=r"fold 2 has no checkpoint_final\.pth"):
-        predict_validation(trained.config, fold=2)
+        predict_validation(load_config(trained.config.path, trained.config.root, fold=2))
     assert contents(trained.config.root.path) == before
 
 

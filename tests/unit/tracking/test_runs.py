@@ -58,7 +58,7 @@ def test_stages_continue_one_run(root: DataRoot, tmp_path: Path) -> None:
         tracker.metrics({"Dice": 0.8})
         tracker.metrics({"Dice": 0.8})
         tracker.metrics({"Dice": 0.9})
-    with open_run(config, fold=1) as tracker:
+    with open_run(load_config(config.path, root, fold=1)) as tracker:
         assert tracker.run_id != first
 
     store = client(root)
