@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from medseg.cli.progress import show_run
+from medseg.cli.progress import run_and_show
 from medseg.config import TaskConfig
 from medseg.demo.walkthrough import prepare_demo, read_summaries
 from medseg.kubeflow.compiled import read_pipeline
@@ -28,7 +28,7 @@ def run_demo(data_root: Path, dataset: Path | None) -> bool:
     root = DataRoot.at(data_root)
     demo = prepare_demo(root, dataset)
     for name, arguments in demo.runs:
-        run = show_run(read_pipeline(name), root, arguments)
+        run = run_and_show(read_pipeline(name), root, arguments)
         if not run.succeeded:
             return False
     show_metrics(demo.config)

@@ -64,13 +64,13 @@ def pipelines(name: str | None) -> None:
 )
 def run(name: str, data_root: Path, file: Path | None, given: tuple[str, ...], runner: str) -> None:
     """Run the compiled pipeline NAME on this machine."""
-    from medseg.cli.progress import show_run
+    from medseg.cli.progress import run_and_show
     from medseg.kubeflow.compiled import read_pipeline
     from medseg.kubeflow.local import read_arguments
     from medseg.project import DataRoot
 
     pipeline = read_pipeline(name)
-    finished = show_run(
+    finished = run_and_show(
         pipeline, DataRoot.at(data_root), read_arguments(file, given), runner=runner
     )
     raise SystemExit(0 if finished.succeeded else 1)

@@ -20,7 +20,7 @@ from medseg.kubeflow.local import LocalRun, run_local
 from medseg.project import DataRoot
 
 
-def show_run(
+def run_and_show(
     pipeline: CompiledPipeline,
     root: DataRoot,
     arguments: dict[str, Any],

@@ -8,35 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
-import logging
-import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from medseg import __version__
 from medseg.kubeflow.compiled import CompiledPipeline
-from medseg.kubeflow.namespace import NAMESPACE_FILE, claim_exists
+from medseg.kubeflow.connection import Api, PassingError
+from medseg.kubeflow.namespace import claim_exists
 from medseg.kubeflow.schedules import check_schedule
 from medseg.project import UserError
 
-HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
-NAMESPACE_VARIABLE = "MEDSEG_NAMESPACE"
-TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"  # noqa: S105 - the name of a variable
-"""kfp's own variables name the API's URL and the file that holds the token."""
-
 EXPERIMENT = "medseg"
 FINISHED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
-SINGLE_USER_NAMESPACE = "kubeflow"
-"""Where the runs of a single-user installation live."""
-
 # drivers, executors, the root, loops, conditions and handlers are KFP's own steps
 _OWN_STEP = re.compile(
     r"(root|executor|iteration-\w+|.*-driver|"
@@ -150,35 +138,10 @@ class Cluster:
     """
 
     def __init__(self, host: str = "", namespace: str = "") -> None:
-        self.host = _find_host(host)
-        self.namespace = namespace or os.environ.get(NAMESPACE_VARIABLE, "")
-        token_file = _find_token_file()
-        with _quiet():
-            import kfp
-            import kfp_server_api
-        self._server_api = kfp_server_api
-        multi_user = _probe(self.host, token_file)
-        self.namespace = self.namespace or (
-            _pod_namespace() if multi_user else SINGLE_USER_NAMESPACE
-        )
-        if not self.namespace:
-            raise UserError(
-                f"{self.host} serves several users: name your namespace with --namespace."
-            )
-        # KFP's own namespace: a single-user installation refuses any other
-        self._kfp_namespace = self.namespace if multi_user else ""
-        with _quiet():
-            self._client = kfp.Client(
-                host=self.host,
-                namespace=self._kfp_namespace or SINGLE_USER_NAMESPACE,
-                **_transport(self.host),
-                credentials=token_file
-                and kfp.client.ServiceAccountTokenVolumeCredentials(str(token_file)),
-            )
-        # a namespace that an earlier client left in ~/.config/kfp would win over none
-        self._client._context_setting["namespace"] = self._kfp_namespace
-        with self._api(f"reading in the namespace {self.namespace}"):
-            self._client.list_pipelines(page_size=1, namespace=self._kfp_namespace or None)
+        self._api = Api(host, namespace)
+        self.host, self.namespace = self._api.host, self._api.namespace
+        self._client = self._api.client
+        self._own_namespace = self._api.own_namespace or None
 
     # --- pipelines ---
 
@@ -201,57 +164,57 @@ class Cluster:
         if pipeline_id:
             version_id = self._find_version(pipeline_id, name)
             if version_id:
-                url = self._url("pipelines", f"{pipeline_id}/version/{version_id}")
+                url = self._api.page("pipelines", f"{pipeline_id}/version/{version_id}")
                 return Version(pipeline_id, version_id, name, False, url)
         is_new = not pipeline_id
         if is_new:
-            with self._api(f"creating the pipeline {pipeline.kfp_name}"):
+            with self._api.call(f"creating the pipeline {pipeline.kfp_name}"):
                 created = self._client.pipelines.pipeline_service_create_pipeline(
-                    self._server_api.V2beta1Pipeline(
+                    self._api.models.V2beta1Pipeline(
                         display_name=pipeline.kfp_name,
                         name=pipeline.kfp_name,
                         description=pipeline.description,
-                        namespace=self._kfp_namespace or None,
+                        namespace=self._own_namespace,
                     )
                 )
             pipeline_id = created.pipeline_id
             undo.append(
                 (f"the pipeline {pipeline.kfp_name}", self._remove_pipeline, (pipeline_id,))
             )
-        with self._api(f"uploading {pipeline.path.name}"):
+        with self._api.call(f"uploading {pipeline.path.name}"):
             version = self._client.upload_pipeline_version(
                 str(pipeline.path), name, pipeline_id=pipeline_id
             )
         version_id = str(version.pipeline_version_id)
         if not is_new:
             undo.append((f"the version {name}", self._remove_version, (pipeline_id, version_id)))
-        url = self._url("pipelines", f"{pipeline_id}/version/{version_id}")
+        url = self._api.page("pipelines", f"{pipeline_id}/version/{version_id}")
         return Version(pipeline_id, version_id, name, True, url)
 
     def _find_pipeline(self, name: str) -> str:
-        with self._api(f"looking for the pipeline {name}"):
+        with self._api.call(f"looking for the pipeline {name}"):
             found = self._client.list_pipelines(
-                namespace=self._kfp_namespace or None, filter=_named(name), page_size=2
+                namespace=self._own_namespace, filter=_named(name), page_size=2
             ).pipelines
         return str(found[0].pipeline_id) if found else ""
 
     def _find_version(self, pipeline_id: str, name: str) -> str:
-        with self._api(f"looking for the version {name}"):
+        with self._api.call(f"looking for the version {name}"):
             found = self._client.list_pipeline_versions(
                 pipeline_id, filter=_named(name), page_size=2
             ).pipeline_versions
         return str(found[0].pipeline_version_id) if found else ""
 
     def _remove_pipeline(self, pipeline_id: str) -> None:
-        with self._api("removing a pipeline"):
+        with self._api.call("removing a pipeline"):
             self._client.pipelines.pipeline_service_delete_pipeline(pipeline_id, cascade=True)
 
     def _remove_version(self, pipeline_id: str, version_id: str) -> None:
-        with self._api("removing a version"):
+        with self._api.call("removing a version"):
             self._client.delete_pipeline_version(pipeline_id, version_id)
 
     def _remove_experiment(self, experiment_id: str) -> None:
-        with self._api("removing an experiment"):
+        with self._api.call("removing an experiment"):
             self._client.delete_experiment(experiment_id)
 
     # --- runs ---
@@ -284,7 +247,7 @@ class Cluster:
         with _all_or_nothing() as undo:
             version = self._upload(pipeline, undo)
             experiment_id = self._experiment(experiment, undo)
-            with self._api("starting the run"):
+            with self._api.call("starting the run"):
                 run = self._client.run_pipeline(
                     experiment_id=experiment_id,
                     job_name=name or f"{pipeline.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
@@ -341,7 +304,7 @@ class Cluster:
         with _all_or_nothing() as undo:
             version = self._upload(pipeline, undo)
             experiment_id = self._experiment(experiment, undo)
-            with self._api("creating the recurring run"):
+            with self._api.call("creating the recurring run"):
                 created = self._client.create_recurring_run(
                     experiment_id=experiment_id,
                     job_name=name,
@@ -371,19 +334,17 @@ class Cluster:
     def _experiment(self, name: str, undo: Undo) -> str:
         identifier = self._find_experiment(name)
         if not identifier:
-            with self._api(f"creating the experiment {name}"):
-                created = self._client.create_experiment(
-                    name, namespace=self._kfp_namespace or None
-                )
+            with self._api.call(f"creating the experiment {name}"):
+                created = self._client.create_experiment(name, namespace=self._own_namespace)
             identifier = str(created.experiment_id)
             undo.append((f"the experiment {name}", self._remove_experiment, (identifier,)))
         return identifier
 
     def _find_experiment(self, name: str) -> str:
-        with self._api(f"looking for the experiment {name}"):
+        with self._api.call(f"looking for the experiment {name}"):
             try:
                 found = self._client.get_experiment(
-                    experiment_name=name, namespace=self._kfp_namespace or None
+                    experiment_name=name, namespace=self._own_namespace
                 )
             except ValueError:  # kfp's answer where there is none
                 return ""
@@ -399,12 +360,12 @@ class Cluster:
         identifier = self._find_experiment(experiment) if experiment else ""
         if experiment and not identifier:
             raise UserError(f"there is no experiment {experiment!r}.")
-        with self._api("listing the runs"):
+        with self._api.call("listing the runs"):
             listed = self._client.list_runs(
                 page_size=count,
                 sort_by="created_at desc",
                 experiment_id=identifier or None,
-                namespace=self._kfp_namespace or None,
+                namespace=self._own_namespace,
             )
         return [self._run(run) for run in listed.runs or []]
 
@@ -414,7 +375,7 @@ class Cluster:
         Raises:
             UserError: There is no such run.
         """
-        with self._api(f"reading the run {run_id}"):
+        with self._api.call(f"reading the run {run_id}"):
             return self._run(self._client.get_run(run_id))
 
     def wait(self, run_id: str, listener: Callable[[Run], None], poll_s: float = 5) -> Run:
@@ -452,16 +413,16 @@ class Cluster:
         run = self.run(run_id)
         if run.finished:
             raise UserError(f"the run {run_id} has already ended ({run.state.lower()}).")
-        with self._api(f"ending the run {run_id}"):
+        with self._api.call(f"ending the run {run_id}"):
             self._client.terminate_run(run_id)
 
     def recurring_runs(self) -> list[RecurringRun]:
         """All schedules of the namespace."""
         found, token = [], ""
         while True:
-            with self._api("listing the recurring runs"):
+            with self._api.call("listing the recurring runs"):
                 page = self._client.list_recurring_runs(
-                    page_token=token, page_size=100, namespace=self._kfp_namespace or None
+                    page_token=token, page_size=100, namespace=self._own_namespace
                 )
             found += [self._recurring_run(run) for run in page.recurring_runs or []]
             token = page.next_page_token or ""
@@ -474,7 +435,7 @@ class Cluster:
         Raises:
             UserError: There is no such recurring run.
         """
-        with self._api(f"removing the recurring run {recurring_run_id}"):
+        with self._api.call(f"removing the recurring run {recurring_run_id}"):
             self._client.get_recurring_run(recurring_run_id)
             self._client.delete_recurring_run(recurring_run_id)
 
@@ -501,7 +462,7 @@ class Cluster:
             created=run.created_at,
             error=_message(run.error),
             tasks=tuple(sorted(tasks, key=lambda task: task.started or last)),
-            url=self._url("runs", run.run_id),
+            url=self._api.page("runs", run.run_id),
         )
 
     def _recurring_run(self, run: Any) -> RecurringRun:
@@ -515,29 +476,8 @@ class Cluster:
             name=run.display_name,
             when=when,
             enabled=run.mode == "ENABLE",
-            url=self._url("recurringrun", run.recurring_run_id),
+            url=self._api.page("recurringrun", run.recurring_run_id),
         )
-
-    def _url(self, kind: str, identifier: str) -> str:
-        base = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or self.host
-        return f"{base.rstrip('/')}/#/{kind}/details/{identifier}"
-
-    @contextlib.contextmanager
-    def _api(self, doing: str) -> Iterator[None]:
-        """Frames calls of the API: no chatter, and one sentence for an error."""
-        try:
-            with _quiet():
-                yield
-        except self._server_api.ApiException as error:
-            raise _explain(error.status, error.body, doing, self.host, self.namespace) from None
-        except Exception as error:
-            if not _is_connection_error(error):
-                raise
-            raise PassingError(f"{doing} failed: {self.host} no longer answers.") from None
-
-
-class PassingError(UserError):
-    """An error that may be gone at the next look."""
 
 
 Undo = list[tuple[str, Callable[..., None], tuple[str, ...]]]
@@ -564,115 +504,6 @@ def _all_or_nothing() -> Iterator[Undo]:
         raise
 
 
-def _find_host(host: str) -> str:
-    host = host or os.environ.get(HOST_VARIABLE, "")
-    if not host and os.environ.get("KUBERNETES_SERVICE_HOST"):
-        host = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
-    if not host:
-        raise UserError(
-            f"no host is known: give --host or {HOST_VARIABLE}, such as "
-            "https://kubeflow.example.org/pipeline."
-        )
-    if not host.startswith(("http://", "https://")):
-        raise UserError(f"the host {host!r} must start with https:// or http://.")
-    return host.rstrip("/")
-
-
-def _pod_namespace() -> str:
-    with contextlib.suppress(OSError):
-        return Path(NAMESPACE_FILE).read_text(encoding="utf-8").strip()
-    return ""
-
-
-def _find_token_file() -> Path | None:
-    with _quiet():
-        from kfp.client import KF_PIPELINES_SA_TOKEN_PATH
-    named = os.environ.get(TOKEN_VARIABLE)
-    path = Path(named or KF_PIPELINES_SA_TOKEN_PATH)
-    if path.is_file():
-        return path
-    if named:
-        raise UserError(f"{TOKEN_VARIABLE} names {path}, which is no file.")
-    return None
-
-
-def _probe(host: str, token_file: Path | None) -> bool:
-    """Asks the host what it is; ``kfp.Client`` itself would try for half a minute and more.
-
-    Returns:
-        Whether it serves several users, each in a namespace.
-    """
-    import requests
-
-    headers = {}
-    if token_file is not None:
-        headers["Authorization"] = f"Bearer {token_file.read_text(encoding='utf-8').strip()}"
-    try:
-        answer = requests.get(
-            f"{host}/apis/v2beta1/healthz", headers=headers, timeout=20, allow_redirects=False
-        )
-    except requests.RequestException as error:
-        reason = "its certificate is not trusted" if "SSL" in repr(error) else "no answer"
-        raise UserError(f"{host} cannot be reached ({reason}): check the host.") from None
-    if answer.status_code in (301, 302, 303, 307, 401):
-        # a browser is sent to the login page at this point
-        raise _explain(401, "", "asking for the API", host, "")
-    if answer.status_code == 403:
-        raise _explain(403, "", "asking for the API", host, "")
-    try:
-        content = answer.json()
-        if answer.status_code != 200 or not isinstance(content, dict):
-            raise ValueError
-    except ValueError:
-        raise UserError(
-            f"{host} is no Kubeflow Pipelines API (healthz answers {answer.status_code}): "
-            "the host is often the Kubeflow URL with /pipeline."
-        ) from None
-    return bool(content.get("multi_user"))
-
-
-def _transport(host: str) -> dict[str, str]:
-    """The certificates and the proxy of the environment, which kfp's own client leaves out."""
-    import requests
-
-    found = requests.Session().merge_environment_settings(host, {}, None, None, None)
-    proxy = requests.utils.select_proxy(host, found["proxies"])
-    certificates = found["verify"] if isinstance(found["verify"], str) else ""
-    return {
-        **({"proxy": proxy} if proxy else {}),
-        **({"ssl_ca_cert": certificates} if certificates else {}),
-    }
-
-
-def _explain(status: int, body: Any, doing: str, host: str, namespace: str) -> UserError:
-    if status == 401:
-        return UserError(
-            f"{host} asks for a login or a token that has not expired: put a new token into a file "
-            f"and name it in {TOKEN_VARIABLE}."
-        )
-    if status == 403:
-        where = f" in the namespace {namespace}" if namespace else ""
-        return UserError(
-            f"{doing} is not allowed{where}: ask its owner for the right to edit, "
-            "or name another with --namespace."
-        )
-    if status == 404:
-        return UserError(f"{doing} failed: {host} does not know it.")
-    try:
-        content = json.loads(body or "{}")
-        message = content.get("message") or content.get("error") or content
-    except (ValueError, AttributeError):
-        message = str(body)[:200]
-    kind = PassingError if status >= 500 or status == 429 else UserError
-    return kind(f"{doing} failed: {host} answers {status}: {message}.")
-
-
-def _is_connection_error(error: Exception) -> bool:
-    import urllib3
-
-    return isinstance(error, urllib3.exceptions.HTTPError | OSError)
-
-
 def _named(name: str) -> str:
     return json.dumps(
         {"predicates": [{"operation": 1, "key": "display_name", "stringValue": name}]}
@@ -681,17 +512,3 @@ def _named(name: str) -> str:
 
 def _message(error: Any) -> str:
     return str(error.message or "") if error else ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what kfp prints, warns of and logs; what matters is said by this module."""
-    logger = logging.getLogger()
-    level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

@@ -479,6 +479,18 @@ def test_a_single_user_installation(kubeflow: KubeflowApi, medseg: Medseg, tmp_p
     assert "train" in medseg("runs").stdout
 
 
+def test_what_an_earlier_client_left_is_not_taken(
+    kubeflow: KubeflowApi, medseg: Medseg, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also fails where kfp no longer keeps its namespace where ``Api`` puts the right one."""
+    left = tmp_path / "context.json"
+    left.write_text(json.dumps({"namespace": "strangers"}))
+    monkeypatch.setattr("kfp.client.client.Client._LOCAL_KFP_CONTEXT", str(left))
+    kubeflow.namespace = kubeflow.token = ""
+    medseg("submit", "train", *TRAIN)
+    assert medseg("runs").stdout.count("train") == 1
+
+
 def test_a_single_user_installation_lives_in_kubeflow(
     kubeflow: KubeflowApi,
     kubernetes: KubernetesApi,
