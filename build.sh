@@ -106,14 +106,15 @@ case "$command" in
     [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || need orthanc-dicomweb orthanc-dicomweb
     setup
     lint
-    # two at once: most of a test's time goes to imports, on one core
-    how=(-m "not slow" -n 2 --no-loadscope-reorder --durations=10)
     if [ "${1:-}" = --slow ]; then
       how=() # one at a time: a long training is to have all cores
       shift
+    else # two at once, as most of a test's time goes to imports; threads would wait for each other
+      how=(-m "not slow" -n 2 --no-loadscope-reorder)
+      export OMP_NUM_THREADS=1
     fi
     export PATH="$venv/bin:$PATH" # the tests call programs that came with packages
-    exec pytest "${how[@]}" "$@"
+    exec pytest --durations=10 "${how[@]}" "$@"
     ;;
   images)
     setup

@@ -100,10 +100,10 @@ def running_until(
         running = Running(process, stage, root, before, mark)
         deadline = time.monotonic() + 600
         try:
-            while not (mark.exists() or (verb == "progress" and running.reached(verb, what))):
+            while not (running.reached(verb, what) if verb == "progress" else mark.exists()):
                 assert process.poll() is None, f"{name} never came to {moment}\n{newest_log(root)}"
                 assert time.monotonic() < deadline, f"{name} never came to {moment}"
-                time.sleep(0.005)
+                time.sleep(0.02)
             yield running
         finally:
             kill_tree(process.pid)

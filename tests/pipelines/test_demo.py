@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from medseg.demo import write_demo_config
@@ -48,6 +49,13 @@ def test_phantoms(tmp_path: Path) -> None:
         assert f"<b>{row[1]:.3f}</b>" in page
 
 
+def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+    done = medseg("demo", "--data-root", tmp_path / "demo", "--dataset", tmp_path)
+    assert done.returncode == 1
+    assert f"error: {tmp_path} holds no dataset.json: give a folder in the Decathlon" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_dataset_of_the_decathlon(shared_data: Path, tmp_path: Path) -> None:
     dataset, root = tmp_path / "Task04_Hippocampus", tmp_path / "demo"
     copy_cases(shared_data, dataset)

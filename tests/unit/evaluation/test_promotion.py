@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from medseg.config import TaskConfig, load_config
-from medseg.evaluation import decide_retraining, describe_promotion, promote
+from medseg.evaluation import decide_retraining, describe_promotion, promote, promotion
 from medseg.evaluation.held_back import measure_model
 from medseg.evaluation.promotion import present_model, read_promotions
 from medseg.imaging import read_nifti, write_nifti
@@ -226,11 +226,27 @@ def test_killed_before_the_model_was_copied(
     assert present_model(config).read_bytes() == better
 
 
+def test_killed_before_it_was_recorded(
+    config: TaskConfig, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = package(misses=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "write_json", lambda *_: os._exit(1))
+        child = os.fork()
+        if child == 0:
+            promote(config)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert present_model(config).read_bytes() == first
+    assert read_promotions(config) == []
+    assert promote(config)["reason"] == "there was no model before", "not compared with itself"
+    assert len(read_promotions(config)) == 1
+    assert present_model(config).read_bytes() == first
+
+
 def test_a_model_that_changes_while_it_is_judged(
     config: TaskConfig, package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medseg.evaluation import promotion
-
     first = package(misses=1)
     promote(config)
     package(misses=0)

@@ -23,8 +23,6 @@ from medseg.project import write_json
 from tests.hippocampus import copy_cases
 from tests.unit.evaluation.finished import (
     finished_project,
-    write_quality_table,
-    write_test_results,
 )
 
 # Runs in the page: what was drawn and where, and what was asked for.
@@ -132,14 +130,6 @@ def is_drawn(picture: Image.Image, box: list[int]) -> bool:
     if colours is None or len(colours) < 32 or ink is None:
         return False
     return ink[2] - ink[0] > 0.9 * figure.width and ink[3] - ink[1] > 0.9 * figure.height
-
-
-@pytest.fixture
-def complete(finished: TaskConfig) -> TaskConfig:
-    evaluate(finished)
-    write_test_results(finished)
-    write_quality_table(finished)
-    return finished
 
 
 def test_every_figure_is_drawn_and_nothing_is_fetched(complete: TaskConfig, tmp_path: Path) -> None:
