@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from pydantic import (
 )
 
 from medseg.config.labels import Label, Labels
-from medseg.project import DataRoot, UserError, lock, stage
+from medseg.project import DataRoot, UserError, findings, lock, stage
 
 LABEL_KEY = "label"
 """The key of ``modality_dict`` that names the label's suffix; every other key is a channel."""
@@ -333,8 +332,7 @@ def load_config(path: str | Path, root: DataRoot | None = None, *, fold: int = -
     try:
         config = TaskConfig.model_validate(content)
     except ValidationError as error:
-        findings = "; ".join(_finding(item) for item in error.errors())
-        raise UserError(f"the config {file} has errors: {findings}.") from None
+        raise UserError(f"the config {file} has errors: {findings(error, TaskConfig)}.") from None
     config._root, config._path, config._default_fold = root, file, config.fold
     if fold >= 0:
         config = config.model_copy(update={"fold": fold})
@@ -369,17 +367,3 @@ def fold_stage(name: str, config_file_path: str, fold: int = -1) -> Iterator[Tas
         place = root.relative(config.fold_folder()).replace("/", "_")
         with lock(root, f"stage-{name}-{place}"):
             yield config
-
-
-def _finding(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        model = BundleConfig if item["loc"][0] == "bundle_config" else TaskConfig
-        near = difflib.get_close_matches(str(item["loc"][-1]), model.model_fields, n=1, cutoff=0.0)
-        return f"unknown key {key!r} (did you mean {near[0]!r}?)"
-    if item["type"] == "missing":
-        return f"{key!r} is missing"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if not key:
-        return message
-    return f"{key!r}: {message[0].lower()}{message[1:]}, not {item['input']!r}"

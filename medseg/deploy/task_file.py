@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medseg.project import UserError
+from medseg.project import UserError, findings, safe_name
 
 # DICOM's value representations LO and SH (PS3.5 6.2): characters, without backslash
 LongText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\\]*$")]
@@ -186,7 +186,7 @@ class SegmentationTask(_Model):
     @property
     def file_name(self) -> str:
         """The task's name as a file or folder may be called."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name).strip("._") or "model"
+        return safe_name(self.name, ascii_only=True) or "model"
 
     def check_model(
         self, labels: Mapping[str, int], channels: Sequence[str], where: str
@@ -266,9 +266,5 @@ def load_segmentation_task(path: Path, name: str = "") -> SegmentationTask:
     try:
         return SegmentationTask.model_validate({**fields, "name": name})
     except ValidationError as error:
-        findings = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or name}: "
-            f"{item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        )
-        raise UserError(f"the segmentation task file {path}, task {name}: {findings}.") from None
+        wrong = findings(error, SegmentationTask)
+        raise UserError(f"the segmentation task file {path}, task {name}: {wrong}.") from None

@@ -14,7 +14,15 @@ from medseg.evaluation.summary import (
     pairs_fingerprint,
     read_summary,
 )
-from medseg.project import CasesFailedError, Manifest, UserError, progress, write_json
+from medseg.project import (
+    CasesFailedError,
+    Manifest,
+    UserError,
+    link_or_copy,
+    progress,
+    remove_others,
+    write_json,
+)
 
 
 def test_model(config: TaskConfig) -> Summary:
@@ -62,7 +70,6 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
         CasesFailedError: More cases failed than ``max_failed_cases``; the others are kept.
     """
     from medseg.bundle import segment
-    from medseg.nnunet.raw import place, remove_others
 
     sources = {case: case_files(config, case) for case in config.test_cases}
     images = folder / "images"
@@ -75,7 +82,7 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
         suffixes = [f"_{n:04d}" if len(channels) > 1 else "" for n in range(len(channels))]
         placed[case] = [f"{case}{suffix}{ENDING}" for suffix in suffixes]
         for path, name in zip(channels, placed[case], strict=True):
-            place(path, images / name)
+            link_or_copy(path, images / name)
     # what an earlier model made of a case that is no longer whole must not count for this one
     remove_others(images, [name for names in placed.values() for name in names])
     remove_others(folder, [SUMMARY, *(f"{case}{ENDING}" for case in placed)])

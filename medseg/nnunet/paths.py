@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from medseg.config import TaskConfig
 from medseg.nnunet.devices import processes
+from medseg.project import environment as environment_variables
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 
@@ -44,18 +45,13 @@ def environment(config: TaskConfig, **variables: str) -> Iterator[None]:
     }
     if "nnUNet_compile" not in os.environ and not any(map(shutil.which, ("cc", "gcc", "clang"))):
         settings["nnUNet_compile"] = "false"  # it needs a C compiler, which slim images lack
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    _set_imported(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        _set_imported({name: before[name] for name in values})
+    before = {name: os.environ.get(name) for name in values}
+    with environment_variables(**settings):
+        _set_imported(values)
+        try:
+            yield
+        finally:
+            _set_imported(before)
 
 
 def _set_imported(values: Mapping[str, str | None]) -> None:

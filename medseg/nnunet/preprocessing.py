@@ -26,9 +26,18 @@ from medseg.nnunet.plans import (
     plans_path,
     settings_of,
 )
-from medseg.nnunet.raw import ENDING, place, prepared, remove_others
+from medseg.nnunet.raw import ENDING, prepared
 from medseg.nnunet.workers import for_each_case
-from medseg.project import Failures, Manifest, UserError, fingerprint, progress, write_json
+from medseg.project import (
+    Failures,
+    Manifest,
+    UserError,
+    fingerprint,
+    link_or_copy,
+    progress,
+    remove_others,
+    write_json,
+)
 from medseg.project.files import PARTIAL, disk_errors
 
 PLANNERS = {
@@ -267,7 +276,7 @@ def _place_references(config: TaskConfig, cases: list[str]) -> None:
     folder.mkdir(exist_ok=True)
     names = [f"{case}{ENDING}" for case in cases]
     for name in names:
-        place(config.raw_folder / "labelsTr" / name, folder / name)
+        link_or_copy(config.raw_folder / "labelsTr" / name, folder / name)
     remove_others(folder, names)
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +16,11 @@ from medseg.project import (
     Manifest,
     UserError,
     atomic_file,
+    check_written,
     fingerprint,
+    link_or_copy,
     progress,
+    remove_others,
     write_json,
 )
 
@@ -170,33 +169,6 @@ def _case_hash(config: TaskConfig, files: Case, channels: list[str]) -> str:
     return fingerprint(settings, [*files.images, files.label])
 
 
-def place(source: Path, target: Path, *, link: bool = True) -> None:
-    """Makes ``target`` the same file as ``source``: a hard link where possible, else a copy.
-
-    Args:
-        source: The file.
-        target: Its other name.
-        link: False for a copy that does not change when ``source`` is edited in place.
-    """
-    if link and target.exists() and target.samefile(source):
-        return
-    with atomic_file(target) as temporary:
-        temporary.unlink()
-        with suppress(OSError):  # another volume, or one without hard links
-            if link:
-                os.link(source.resolve(), temporary)
-        if not temporary.exists():
-            shutil.copy2(source, temporary)
-
-
-def remove_others(folder: Path, keep: Iterable[str]) -> None:
-    """Removes the files of ``folder`` whose names are not in ``keep``."""
-    names = set(keep)
-    for path in folder.iterdir():
-        if path.is_file() and path.name not in names:
-            path.unlink()
-
-
 # --- finding cases ---
 
 
@@ -338,31 +310,13 @@ def _prepare_case(
 
 def _place_nifti(source: Path, target: Path, *, link: bool = True) -> None:
     if source.name.endswith(ENDING):
-        place(source, target, link=link)
+        link_or_copy(source, target, link=link)
         return
     import SimpleITK as sitk  # noqa: N813
 
     with atomic_file(target) as temporary:
         sitk.WriteImage(_read(source), str(temporary), useCompression=True)
         check_written(temporary)
-
-
-def check_written(path: Path) -> None:
-    """Reads a compressed file to its end: ITK does not say that the disk was full.
-
-    Raises:
-        OSError: The file is cut off.
-    """
-    from isal import igzip
-
-    try:
-        with igzip.open(path) as file:
-            if not file.read(1):  # nothing at all was written
-                raise EOFError
-            while file.read(1 << 20):
-                pass
-    except (EOFError, OSError):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
 
 
 def _read(path: Path) -> sitk.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import pkgutil
@@ -22,7 +21,7 @@ from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
 from medseg.nnunet.plans import read_plans
 from medseg.nnunet.settings import CONFIG_FIELDS
-from medseg.project import UserError, atomic_file
+from medseg.project import UserError, atomic_file, nearest
 
 STATE = {
     "current_epoch", "disable_checkpointing", "fold", "is_cascaded", "is_ddp", "local_rank",
@@ -211,7 +210,7 @@ def find_trainer_class(name: str) -> Any:
         found.update((each.__name__, each) for each in below)
     if name in found:
         return found[name]
-    near = difflib.get_close_matches(name, sorted(found), n=1, cutoff=0.0)[0]
+    near = nearest(name, sorted(found))
     raise UserError(
         f"trainer_class_name: nnU-Net has no trainer {name!r} (did you mean {near!r}?)."
     )
@@ -221,7 +220,7 @@ def _set_extras(trainer: Any, extras: dict[str, Any]) -> None:
     known = trainer.settings()
     for name, value in extras.items():
         if name not in known or name == "seed":
-            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+            near = nearest(name, sorted(known))
             raise UserError(
                 f"train_extra_configs: {type(trainer).__name__} has no setting {name!r} (did you "
                 f"mean {near!r}?)."

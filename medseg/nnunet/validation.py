@@ -13,9 +13,17 @@ from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import processes, threads
 from medseg.nnunet.paths import environment
 from medseg.nnunet.preprocessing import preprocessed
-from medseg.nnunet.raw import ENDING, check_written, remove_others
+from medseg.nnunet.raw import ENDING
 from medseg.nnunet.resume import require_final, split_of
-from medseg.project import Failures, Manifest, atomic_file, fingerprint, progress
+from medseg.project import (
+    Failures,
+    Manifest,
+    atomic_file,
+    check_written,
+    fingerprint,
+    progress,
+    remove_others,
+)
 
 
 def predict_validation(config: TaskConfig) -> Path:

@@ -3,10 +3,17 @@ from .errors import CasesFailedError as CasesFailedError
 from .errors import UserError as UserError
 from .errors import explain_os_error as explain_os_error
 from .errors import explained_os_errors as explained_os_errors
+from .errors import findings as findings
+from .errors import nearest as nearest
+from .errors import type_and_place as type_and_place
 from .files import atomic_file as atomic_file
 from .files import atomic_folder as atomic_folder
+from .files import check_written as check_written
+from .files import link_or_copy as link_or_copy
 from .files import private_folder as private_folder
 from .files import read_json as read_json
+from .files import remove_others as remove_others
+from .files import safe_name as safe_name
 from .files import scratch_folder as scratch_folder
 from .files import write_json as write_json
 from .files import write_text as write_text
@@ -20,4 +27,5 @@ from .stages import Failures as Failures
 from .stages import progress as progress
 from .stages import result as result
 from .stages import stage as stage
+from .variables import environment as environment
 from .variables import secret as secret

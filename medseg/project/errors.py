@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 
 class UserError(Exception):
@@ -77,3 +83,78 @@ def explained_os_errors() -> Iterator[None]:
         if explained is None:
             raise
         raise explained from error
+
+
+def type_and_place(error: BaseException) -> str:
+    """An error without its text, which may quote what stands in a DICOM header.
+
+    Returns:
+        Its type, and the file and line that raised it.
+    """
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The one of ``words`` that is most like ``word``, for "did you mean"; empty of none."""
+    folded = {each.casefold(): each for each in words}
+    near = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.0)
+    return folded[near[0]] if near else ""
+
+
+def findings(error: ValidationError, model: type[BaseModel]) -> str:
+    """What pydantic found wrong, in words.
+
+    Args:
+        error: What it raised.
+        model: The model that was validated; its fields are suggested in place of unknown keys.
+
+    Returns:
+        Every mistake with its key, such as ``'fold': input should be a valid integer, not 'x'``,
+        separated by semicolons.
+    """
+    return "; ".join(_finding(item, model) for item in error.errors())
+
+
+def _finding(item: Any, model: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = nearest(str(item["loc"][-1]), _keys(model, item["loc"][:-1]))
+        return f"unknown key {key!r}" + (f" (did you mean {near!r}?)" if near else "")
+    if item["type"] == "missing":
+        return f"{key!r} is missing"
+    message = str(item["msg"])
+    if item["type"] == "value_error":  # a validator's own words
+        message = message.removeprefix("Value error, ")
+    else:
+        message = message[:1].lower() + message[1:]
+    if not key:
+        return message
+    value = repr(item["input"])
+    shown = f", not {value}" if len(value) <= _LONGEST_VALUE else ""
+    return f"{key!r}: {message}{shown}"
+
+
+_LONGEST_VALUE = 60
+
+
+def _keys(model: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+    """The keys that a model, or one within it, has."""
+    for part in path:
+        field = next(
+            (field for name, field in model.model_fields.items() if part in (name, field.alias)),
+            None,
+        )
+        if field is None:  # the key of a mapping, the place in a list
+            continue
+        models = [kind for kind in _within(field.annotation) if hasattr(kind, "model_fields")]
+        if not models:
+            return []
+        model = models[0]
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _within(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _within(part)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -170,6 +172,65 @@ def _make_folders(folder: Path, mode: int) -> None:
     if not folder.is_dir():
         _make_folders(folder.parent, mode)
         folder.mkdir(mode, exist_ok=True)
+
+
+def link_or_copy(source: Path, target: Path, *, link: bool = True) -> None:
+    """Makes ``target`` the same file as ``source``: a hard link where possible, else a copy.
+
+    Args:
+        source: The file.
+        target: Its other name.
+        link: False for a copy that does not change when ``source`` is edited in place.
+    """
+    if link and target.exists() and target.samefile(source):
+        return
+    with atomic_file(target) as temporary:
+        temporary.unlink()
+        with suppress(OSError):  # another volume, or one without hard links
+            if link:
+                os.link(source.resolve(), temporary)
+        if not temporary.exists():
+            shutil.copy2(source, temporary)
+
+
+def remove_others(folder: Path, keep: Iterable[str]) -> None:
+    """Removes the files of ``folder`` whose names are not in ``keep``."""
+    names = set(keep)
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in names:
+            path.unlink()
+
+
+def check_written(path: Path) -> None:
+    """Reads a gzip file to its end: ITK does not say that the disk was full.
+
+    Raises:
+        OSError: The file is cut off.
+    """
+    from isal import igzip  # only those who write images have it
+
+    try:
+        with igzip.open(path) as file:
+            if not file.read(1):  # nothing at all was written
+                raise EOFError
+            while file.read(1 << 20):
+                pass
+    except (EOFError, OSError):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+
+
+def safe_name(text: str, *, ascii_only: bool = False) -> str:
+    """``text`` as part of a file's name: letters, digits, ``.``, ``_`` and ``-``.
+
+    Args:
+        text: Any text.
+        ascii_only: Whether letters are those from A to Z alone, as in DICOM.
+
+    Returns:
+        The text with ``_`` for all else, and with letters or digits at its ends; may be empty.
+    """
+    flags = re.ASCII if ascii_only else re.NOFLAG
+    return re.sub(r"[^\w.-]+", "_", text, flags=flags).strip("._-")
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

@@ -16,7 +16,7 @@ from medseg.project.roots import DataRoot
 
 
 @contextmanager
-def lock(root: DataRoot, name: str) -> Iterator[None]:
+def lock(root: DataRoot, name: str, *, wait: bool = False) -> Iterator[None]:
     """Holds the lock ``name`` of the data root, for as long as the block runs.
 
     The kernel drops the lock when its holder ends, however it ends: a kill leaves none behind.
@@ -24,15 +24,17 @@ def lock(root: DataRoot, name: str) -> Iterator[None]:
     Args:
         root: The data root.
         name: What is locked, such as ``run-lifecycle``.
+        wait: Whether to wait for whoever holds it: for work of milliseconds.
 
     Raises:
-        UserError: Someone else holds it; the message says who, where and since when.
+        UserError: Someone else holds it, and ``wait`` is False; the message says who, where and
+            since when.
     """
     path = root.path / ".medseg" / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             try:

@@ -8,7 +8,8 @@ Secret, elsewhere from the person's own environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -183,3 +184,26 @@ def secret_variable(kind: str, key: str) -> str:
         key: The key in it.
     """
     return SECRETS[kind].variables[key]
+
+
+@contextmanager
+def environment(**values: str | None) -> Iterator[None]:
+    """Sets environment variables for as long as the block runs, then puts the old values back.
+
+    Args:
+        values: Values by name; None takes a variable away.
+    """
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from medseg.config import TaskConfig
+from medseg.project import lock
 
 
 def tracking_uri(config: TaskConfig) -> str:
@@ -52,7 +49,8 @@ def connect(config: TaskConfig) -> tuple[Any, str]:
     if not uri.startswith("sqlite:"):
         client = MlflowClient(uri)
         return client, _experiment(client, config, None)
-    with _one_at_a_time(config.root.path):  # two folds that make the tables at once would fail
+    # two folds that make the tables at once would fail
+    with lock(config.root, "mlflow", wait=True):
         client = MlflowClient(uri)
         return client, _experiment(client, config, (config.root.path / "mlartifacts").as_uri())
 
@@ -64,12 +62,3 @@ def _experiment(client: Any, config: TaskConfig, artifacts: str | None) -> str:
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
-
-
-@contextmanager
-def _one_at_a_time(root: Path) -> Iterator[None]:
-    path = root / ".medseg" / "locks" / "mlflow.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

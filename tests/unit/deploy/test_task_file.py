@@ -85,7 +85,7 @@ def broken(change: Any) -> dict[str, Any]:
     [
         ("tasks: [", "cannot be read"),
         ("Spleen: {}", "has no 'tasks:'"),
-        (broken(lambda t: t.pop("Segments")), "Segments: Field required"),
+        (broken(lambda t: t.pop("Segments")), "'Segments' is missing"),
         (broken(lambda t: t.pop("Reference_Modality")), "Reference_Modality is missing"),
         (broken(lambda t: t.update(Reference_Modality="CT")), "CT is none of the modalities"),
         (
@@ -97,7 +97,7 @@ def broken(change: Any) -> dict[str, Any]:
             broken(lambda t: t["Segments"][1].update(segment_label="SPLEEN")),
             "the same segment_label",
         ),
-        (broken(lambda t: t["Modalities"]["T1"].update(Rules_Text="{")), "Rules_Text: not of the"),
+        (broken(lambda t: t["Modalities"]["T1"].update(Rules_Text="{")), "Rules_Text': not of the"),
         (
             broken(lambda t: t["Modalities"]["T1"].update(Rules_Text='{"selections": [{}]}')),
             "every selection needs conditions",

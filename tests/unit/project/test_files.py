@@ -1,4 +1,5 @@
 import errno
+import gzip
 import os
 import stat
 import subprocess
@@ -14,9 +15,11 @@ from medseg.project import (
     UserError,
     atomic_file,
     atomic_folder,
+    check_written,
     fingerprint,
     private_folder,
     read_json,
+    safe_name,
     write_json,
 )
 from tests.volumes import Volume
@@ -231,3 +234,28 @@ def test_damaged_json_is_named_in_one_sentence(
     assert str(caught.value).endswith("remove it and run the stage that writes it again.")
     with pytest.raises(UserError, match=r"\. Correct it\.$"):
         read_json(path, default, remedy="Correct it.")
+
+
+def test_a_compressed_file_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "image.nii.gz"
+    path.write_bytes(gzip.compress(os.urandom(3000)))
+    check_written(path)
+    whole = path.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(OSError) as caught:
+            check_written(path)
+        assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "in_ascii"),
+    [
+        ("Doe^Jane", "Doe_Jane", "Doe_Jane"),
+        ("../etc/passwd", "etc_passwd", "etc_passwd"),
+        ("Müller 3.b", "Müller_3.b", "M_ller_3.b"),
+        ("...", "", ""),
+    ],
+)
+def test_any_text_as_the_name_of_a_file(text: str, name: str, in_ascii: str) -> None:
+    assert (safe_name(text), safe_name(text, ascii_only=True)) == (name, in_ascii)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -171,3 +172,19 @@ def test_locks_have_names(root: DataRoot) -> None:
         lock(root, "a"),
     ):
         pass
+
+
+def test_a_short_lock_is_waited_for(root: DataRoot) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with lock(root, "a", wait=True):
+            order.append("second")
+
+    with lock(root, "a", wait=True):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.3)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]

@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from medseg.project import secret, variables
+from medseg.project import environment, secret, variables
 from medseg.project.variables import SECRETS, Variable
 
 PROJECT = Path(__file__).parents[3]
@@ -51,3 +52,15 @@ def test_nothing_else_reads_a_secrets_variable() -> None:
 def test_what_is_as_good_as_a_password_is_hidden_when_typed() -> None:
     shown = {key.name for kind in SECRETS.values() for key in kind.keys if not key.hidden}
     assert shown == {"username", "access_key", "endpoint"}
+
+
+def test_an_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSEG_A", "before")
+    monkeypatch.delenv("MEDSEG_B", raising=False)
+    monkeypatch.setenv("MEDSEG_C", "before")
+    with pytest.raises(ValueError), environment(MEDSEG_A="x", MEDSEG_B="y", MEDSEG_C=None):
+        assert (os.environ["MEDSEG_A"], os.environ["MEDSEG_B"]) == ("x", "y")
+        assert "MEDSEG_C" not in os.environ
+        raise ValueError
+    assert (os.environ["MEDSEG_A"], os.environ["MEDSEG_C"]) == ("before", "before")
+    assert "MEDSEG_B" not in os.environ
