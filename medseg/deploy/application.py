@@ -30,7 +30,7 @@ from medseg.project import (
 
 if TYPE_CHECKING:
     from medseg.bundle.torchscript import PackagedModel
-    from medseg.dicom.sources import FolderSource, Series
+    from medseg.dicom import FolderSource, Series
     from medseg.imaging import Volume
     from medseg.nnunet.prediction import CasePredictor
 
@@ -190,9 +190,7 @@ def segment_studies(
         CasesFailedError: Of several studies some failed.
     """
     from medseg.bundle.inference import segment_names
-    from medseg.dicom import write_segmentation
-    from medseg.dicom.series import volume_from_instances
-    from medseg.dicom.sources import FolderSource
+    from medseg.dicom import FolderSource, volume_from_instances, write_segmentation
 
     with explained(output):
         source = FolderSource(input_folder)
@@ -257,7 +255,7 @@ def _choose(
     fitting: Mapping[str, Sequence[str]],
     case: str,
 ) -> dict[str, Series]:
-    from medseg.dicom.sources import IMAGE_MODALITIES, describe
+    from medseg.dicom import IMAGE_MODALITIES
 
     images = [item for item in source.series(study_uid) if item.modality in IMAGE_MODALITIES]
     chosen = {}
@@ -266,7 +264,7 @@ def _choose(
         if len(fits) == 1:
             chosen[modality] = fits[0]
             continue
-        found = ", ".join(map(describe, fits or images)) or "none"
+        found = ", ".join(map(str, fits or images)) or "none"
         if fits:
             raise UserError(
                 f"{case} has {len(fits)} series that fit the rules of modality {modality} "
@@ -280,7 +278,7 @@ def _choose(
     for modality, series in chosen.items():
         if series.uid in users:
             raise UserError(
-                f"{case}: the series {describe(series)} fits the rules of two modalities, "
+                f"{case}: the series {series} fits the rules of two modalities, "
                 f"{users[series.uid]} and {modality}: narrow their Rules_Text."
             )
         users[series.uid] = modality

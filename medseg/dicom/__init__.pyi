@@ -1,6 +1,16 @@
 from .images import read_image as read_image
 from .seg import build_segmentation as build_segmentation
 from .seg import write_segmentation as write_segmentation
+from .series import volume_from_instances as volume_from_instances
+from .sources import IMAGE_MODALITIES as IMAGE_MODALITIES
+from .sources import FolderSource as FolderSource
+from .sources import Series as Series
+from .sources import Source as Source
+from .sources import open_source as open_source
+from .targets import Sender as Sender
+from .targets import Target as Target
+from .targets import open_sender as open_sender
+from .targets import open_target as open_target
 from .to_dicom import nifti_to_dicom as nifti_to_dicom
 from .to_nifti import convert_studies as convert_studies
 from .to_nifti import list_studies as list_studies

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medseg.dicom.series import volume_from_instances
-from medseg.dicom.sources import IMAGE_MODALITIES, FolderSource, describe
+from medseg.dicom.sources import IMAGE_MODALITIES, FolderSource
 from medseg.imaging import Volume, is_nifti, read_nifti
 from medseg.project import UserError
 
@@ -39,9 +39,9 @@ def read_image(path: str | Path) -> Volume:
         if series.modality in IMAGE_MODALITIES
     ]
     if len(series) != 1:
-        found = ", ".join(map(describe, series)) or "none"
+        names = ", ".join(map(str, series)) or "none"
         raise UserError(
-            f"{path} must hold exactly one image series (CT, MR or PT), found {found}: "
+            f"{path} must hold exactly one image series (CT, MR or PT), found {names}: "
             "name the folder of one series."
         )
     return volume_from_instances(source.fetch(series[0]), path.name)

@@ -298,8 +298,8 @@ def paint_segments(
     to_index = np.linalg.inv(LPS_TO_RAS @ image.affine).astype(np.float64)
     for frame, groups in enumerate(seg.PerFrameFunctionalGroupsSequence):
         placement = None
-        for number, drawn in _segments_of_frame(seg, frame, groups, values):
-            rows, columns = np.nonzero(drawn)
+        for number, area in _segments_of_frame(seg, frame, groups, values):
+            rows, columns = np.nonzero(area)
             if not len(rows):
                 continue
             if placement is None:

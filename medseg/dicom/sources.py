@@ -69,6 +69,10 @@ class Series:
     instances: int
     state: str
 
+    def __str__(self) -> str:
+        """The series in a message, as a person sees it in a viewer."""
+        return f"{self.modality} {self.description!r} ({self.instances} instances)"
+
 
 class Source(Protocol):
     """A place that holds studies: all that the stages ask of it.
@@ -124,11 +128,6 @@ class Source(Protocol):
             UserError: The place cannot be reached or read.
         """
         ...
-
-
-def describe(series: Series) -> str:
-    """A series in a message: modality, description and number of instances, as in a viewer."""
-    return f"{series.modality} {series.description!r} ({series.instances} instances)"
 
 
 def open_source(root: DataRoot, studies: str) -> Source:

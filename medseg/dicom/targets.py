@@ -223,10 +223,10 @@ class _NodeSender:
                         f"the DICOM node {self._node.url} refused an instance: {error}"
                     ) from None
                 if status is None or (status != 0 and status >> 12 != 0xB):  # 0xBxxx: a warning
-                    shown = "no answer" if status is None else f"status 0x{status:04X}"
+                    answer = "no answer" if status is None else f"status 0x{status:04X}"
                     raise UserError(
                         f"the DICOM node {self._node.url} did not store an instance "
-                        f"({shown}): look into the node's log."
+                        f"({answer}): look into the node's log."
                     )
 
     def holds(self, study_uid: str, instance_uids: Collection[str]) -> bool:  # noqa: ARG002

@@ -213,8 +213,8 @@ def _labels(content: dict[str, Any], config: TaskConfig | None) -> dict[str, int
     return {str(name): int(value) for name, value in found.items() if isinstance(value, int)}
 
 
-def _modality(given: str, dataset: _Dataset, folder: Path) -> str:
-    names = [given] if given else dataset.modalities
+def _modality(modality: str, dataset: _Dataset, folder: Path) -> str:
+    names = [modality] if modality else dataset.modalities
     kinds = {"MR" if _MR_CHANNEL.fullmatch(name) else name.upper() for name in names}
     if len(kinds) == 1 and (kind := kinds.pop()) in _SOP_CLASSES:
         return kind

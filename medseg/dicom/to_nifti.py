@@ -18,7 +18,7 @@ from medseg.dicom.cases import case_names
 from medseg.dicom.private import private_path
 from medseg.dicom.seg import Segment, paint_segments, read_segments
 from medseg.dicom.series import volume_from_instances
-from medseg.dicom.sources import IMAGE_MODALITIES, Series, Source, describe, open_source
+from medseg.dicom.sources import IMAGE_MODALITIES, Series, Source, open_source
 from medseg.imaging import Volume, as_labels, check_same_grid, write_nifti
 from medseg.project import (
     DataRoot,
@@ -189,9 +189,9 @@ def _convert(
 ) -> bool:
     """Converts one study; whether there was anything to do."""
     images = [item for item in series if item.modality in IMAGE_MODALITIES]
-    drawn = [item for item in series if item.modality == "SEG"]
+    drawings = [item for item in series if item.modality == "SEG"]
     settings: dict[str, Any] = {
-        "series": [asdict(item) for item in (*images, *drawn)],
+        "series": [asdict(item) for item in (*images, *drawings)],
         "suffixes": config.modality_dict if config else DEFAULT_SUFFIXES,
         "labels": config.labels if config else None,
         "regions": config.regions_class_order if config else None,
@@ -203,10 +203,10 @@ def _convert(
 
     for suffix in settings["suffixes"].values():
         remove_stale(folder / f"{case}{suffix}")  # of a run that was killed
-    segmentations = [dataset for item in drawn for dataset in source.fetch(item)]
+    segmentations = [dataset for item in drawings for dataset in source.fetch(item)]
     channels = _choose(images, segmentations, config)
     volumes = {
-        key: volume_from_instances(source.fetch(item), f"{case} ({describe(item)})")
+        key: volume_from_instances(source.fetch(item), f"{case} ({item})")
         for key, item in channels.items()
     }
     image = next(iter(volumes.values()))
@@ -284,7 +284,7 @@ def _plain(text: str) -> str:
 
 
 def _list(series: Sequence[Series]) -> str:
-    return ", ".join(map(describe, series))
+    return ", ".join(map(str, series))
 
 
 # --- which segments ---
@@ -307,16 +307,16 @@ def _segments(
         item for item in segmentations if str(item.get("FrameOfReferenceUID")) in frames
     ]
     fitting.sort(key=lambda item: f"{item.get('ContentDate')}{item.get('ContentTime')}")
-    found = [(item, segment) for item in fitting for segment in read_segments(item)]
-    by_hand = [(item, segment) for item, segment in found if not segment.automatic]
-    if by_hand and len(by_hand) < len(found):
+    segments = [(item, segment) for item in fitting for segment in read_segments(item)]
+    by_hand = [(item, segment) for item, segment in segments if not segment.automatic]
+    if by_hand and len(by_hand) < len(segments):
         warnings.append("segments that only an algorithm made were left out")
-    elif found and not by_hand:
+    elif segments and not by_hand:
         warnings.append("the label was made by an algorithm alone")
-    if not found:
+    if not segments:
         warnings.append("no label: the study has no DICOM SEG of this image")
 
-    latest = {segment.name.casefold(): (item, segment) for item, segment in by_hand or found}
+    latest = {segment.name.casefold(): (item, segment) for item, segment in by_hand or segments}
     if config is None:
         numbered = [(item, segment, segment.number) for item, segment in latest.values()]
         if len({number for *_, number in numbered}) < len(numbered):

@@ -19,7 +19,7 @@ from medseg.deploy.application import (
     selection_rules,
 )
 from medseg.deploy.task_file import SegmentationTask
-from medseg.dicom.sources import FolderSource
+from medseg.dicom import FolderSource
 from medseg.project import CasesFailedError, Manifest, UserError
 from tests.volumes import contents
 
