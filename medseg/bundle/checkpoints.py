@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from medseg.config import TaskConfig
+from medseg.nnunet import Checkpoint, TrainedFold
+from medseg.nnunet.checkpoints import scheduler_state
 from medseg.project import Manifest, UserError, atomic_file, fingerprint, progress
 
 EPOCH, KEY_METRIC = "checkpoint_epoch=", "checkpoint_key_metric="
@@ -32,41 +37,33 @@ def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path
     Raises:
         UserError: The fold is not trained to its end, or a checkpoint is damaged.
     """
-    from medseg.nnunet import load_checkpoint, trained_settings
-
-    fold = config.fold if fold is None else fold
-    source = config.fold_folder(fold)
-    final, best = source / "checkpoint_final.pth", source / "checkpoint_best.pth"
-    if not final.is_file():
-        raise UserError(f"{final} does not exist: train fold {fold} to its end first.")
-    if not best.is_file():
-        best = final
+    config = config if fold is None else config.model_copy(update={"fold": fold})
+    fold = config.fold
+    trained = TrainedFold(config)
+    if not trained.final.is_file():
+        raise UserError(f"{trained.final} does not exist: train fold {fold} to its end first.")
     models = config.bundle_folder / "models"
     target = models / f"fold_{fold}"
-    descriptions = [config.results_folder / name for name in ("plans.json", "dataset.json")]
-    settings = trained_settings(config, fold)
+    descriptions = [trained.plans_file, trained.dataset_file]
+    settings = trained.settings
     schedule = {name: settings[name] for name in ("num_epochs", "initial_lr")}
-    inputs = fingerprint(schedule, {final, best, *descriptions})
+    inputs = fingerprint(schedule, {trained.final, trained.best, *descriptions})
     manifest = Manifest(target, "export_checkpoint")
     if manifest.is_done(inputs) and (models / "nnunet_checkpoint.pth").is_file():
         progress(f"fold {fold}: checkpoints are in the bundle already")
         _link(config, target)
         return target
 
-    import torch
-
-    last = load_checkpoint(final)
+    last, best = Checkpoint.read(trained.final), Checkpoint.read(trained.best)
     for description in descriptions:
         with atomic_file(models / description.name) as temporary:
             temporary.write_bytes(description.read_bytes())
-    header = ("init_args", "trainer_name", "inference_allowed_mirroring_axes")
     with atomic_file(models / "nnunet_checkpoint.pth") as temporary:
-        torch.save({key: plain(last[key]) for key in header}, temporary)
+        torch.save(plain(last.header), temporary)
 
-    top = load_checkpoint(best)
     outputs = {
-        f"{EPOCH}{int(last['current_epoch'])}.pt": last,
-        f"{KEY_METRIC}{float(top['_best_ema'] or 0):.4f}.pt": top,
+        f"{EPOCH}{last.epochs}.pt": last,
+        f"{KEY_METRIC}{best.best_dice:.4f}.pt": best,
         "model.pt": last,
     }
     for name, checkpoint in outputs.items():
@@ -83,9 +80,6 @@ def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path
 
 def plain(value: Any) -> Any:
     """``value`` with NumPy's scalars as Python's, so that it loads without naming NumPy's types."""
-    import numpy as np
-    import torch
-
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, torch.device):
@@ -97,18 +91,16 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _convert(checkpoint: Mapping[str, Any], num_epochs: int, initial_lr: float) -> dict[str, Any]:
-    from medseg.nnunet.checkpoints import scheduler_state
-
-    optimizer = plain(checkpoint["optimizer_state"])
+def _convert(checkpoint: Checkpoint, num_epochs: int, initial_lr: float) -> dict[str, Any]:
+    optimizer = plain(checkpoint.optimizer)
     groups = optimizer.get("param_groups") or [{}]
     return {
-        "network_weights": dict(checkpoint["network_weights"]),
+        "network_weights": dict(checkpoint.weights),
         "optimizer_state": optimizer,
         "scheduler": scheduler_state(
             float(groups[0].get("initial_lr", initial_lr)),
-            max(num_epochs, int(checkpoint["current_epoch"])),
-            int(checkpoint["current_epoch"]),
+            max(num_epochs, checkpoint.epochs),
+            checkpoint.epochs,
         ),
     }
 

@@ -10,9 +10,15 @@ from typing import Any
 
 from medseg.bundle.templates import render
 from medseg.config import Labels, TaskConfig
-from medseg.nnunet.plans import read_plans, settings_of
-from medseg.nnunet.raw import dataset_record
+from medseg.nnunet import (
+    channel_names,
+    dataset_record,
+    intensity_range,
+    plan_facts,
+    read_plans,
+)
 from medseg.project import UserError
+from medseg.tracking import run_id
 
 PACKAGES = ("monai", "torch", "numpy", "nnunetv2", "nibabel", "SimpleITK")
 """Packages whose versions the metadata states."""
@@ -37,21 +43,15 @@ def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[st
         UserError: The dataset is not planned yet, or the user's metadata file is no JSON object
             of this layout.
     """
+    config = config if fold is None else config.model_copy(update={"fold": fold})
     plans, dataset = read_plans(config)
-    settings = settings_of(plans, config.configuration)
-    channels = [str(name) for _, name in sorted(dataset["channel_names"].items(), key=_number)]
+    channels = channel_names(dataset)
     labels = Labels.of(dataset["labels"], dataset.get("regions_class_order"))
     # of regions, the name at a value is the one that is painted with it
     painted = sorted(labels.painted.items(), key=lambda item: item[1])
     names = ", ".join(name for name, value in painted if value)
     modality = "/".join(dict.fromkeys(map(_modality, channels)))
     is_ct = all(name.upper() == "CT" for name in channels)
-    patch = list(settings["patch_size"])
-    ranges = plans["foreground_intensity_properties_per_channel"].values()
-    hounsfield = [
-        min(item["percentile_00_5"] for item in ranges),
-        max(item["percentile_99_5"] for item in ranges),
-    ]
     metadata: dict[str, Any] = json.loads(
         render(
             "metadata.json.j2",
@@ -62,10 +62,10 @@ def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[st
             cases=dataset["numTraining"],
             channels={str(index): name for index, name in enumerate(channels)},
             labels={str(value): name for name, value in painted},
-            patch=patch,
-            value_range=hounsfield if is_ct else [],
+            patch=list(plan_facts(plans, config.configuration).patch_size),
+            value_range=list(intensity_range(plans)) if is_ct else [],
             eval_metrics=validation_dice(config, fold, labels),
-            provenance=provenance(config, fold),
+            provenance=provenance(config),
         )
     )
     if config.bundle_config.metadata_file:
@@ -103,16 +103,11 @@ def validation_dice(config: TaskConfig, fold: int | str | None, labels: Labels) 
     return {name: round(value, 4) for name, value in values.items() if value == value}  # no NaN
 
 
-def provenance(config: TaskConfig, fold: int | str | None) -> dict[str, str]:
+def provenance(config: TaskConfig) -> dict[str, str]:
     """Where a model comes from: ``dataset_hash`` and ``mlflow_run_id``, as far as there are any."""
-    dataset = dataset_record(config)
-    found = {"dataset_hash": dataset.get("dataset_hash", "")}
-    try:  # tracking store to run
-        path = config.fold_folder(fold) / ".medseg" / "mlflow.json"
-        found["mlflow_run_id"] = list(json.loads(path.read_text(encoding="utf-8")).values())[-1]
-    except (OSError, ValueError, IndexError):
-        pass
-    return {name: str(value) for name, value in found.items() if value}
+    dataset = dataset_record(config).get("dataset_hash", "")
+    facts = {"dataset_hash": str(dataset), "mlflow_run_id": run_id(config)}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _read_users_file(config: TaskConfig) -> dict[str, Any]:
@@ -150,10 +145,6 @@ def _modality(channel: str) -> str:
 
 def _version(package: str) -> str:
     return version(package).partition("+")[0]  # without the build: 2.13.0, not 2.13.0+cpu
-
-
-def _number(item: tuple[str, Any]) -> int:
-    return int(item[0])
 
 
 def metadata_path(config: TaskConfig) -> Path:

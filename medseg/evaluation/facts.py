@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from medseg.config import TaskConfig
-from medseg.project import Manifest, UserError, file_hash
+from medseg.nnunet import History, TrainedFold
+from medseg.project import UserError, file_hash
 
 PACKAGES = (
     "kfp-medseg", "nnunetv2", "torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel",
@@ -46,20 +47,19 @@ class CaseFacts:
     warnings: tuple[str, ...] = ()
 
 
-def dataset_facts(config: TaskConfig, fold: int | str) -> tuple[list[CaseFacts], str]:
+def dataset_facts(config: TaskConfig) -> tuple[list[CaseFacts], str]:
     """All cases of the dataset, in the order of their names.
 
     From the quality table that the conversion from DICOM wrote; for a dataset that was not
     converted, from nnU-Net's label maps.
 
     Args:
-        config: The task's config.
-        fold: The fold, which decides what is training and what validation.
+        config: The task's config; its fold decides what is training and what validation.
 
     Returns:
         The cases, and where they come from or why there are none.
     """
-    parts = _parts(config, fold)
+    parts = _parts(config)
     rows = _read_json(config.data_folder / "dataset.json").get("quality")
     if rows:
         cases = [
@@ -88,49 +88,40 @@ def dataset_facts(config: TaskConfig, fold: int | str) -> tuple[list[CaseFacts],
     )
 
 
-def training_facts(config: TaskConfig, fold: int | str) -> tuple[dict[str, Any], str]:
+def training_facts(config: TaskConfig) -> tuple[History | None, str]:
     """The curves that nnU-Net keeps in its checkpoints.
 
     Args:
         config: The task's config.
-        fold: The fold.
 
     Returns:
-        nnU-Net's log (``train_losses``, ``val_losses``, ``dice_per_class_or_region``, ``lrs``, one
-        value an epoch), and its file or why there is none.
+        What the training has logged, and its file or why there is none.
     """
-    from medseg.nnunet import load_checkpoint
-
-    folder = config.fold_folder(fold)
-    for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"):
-        if (folder / name).is_file():
-            try:
-                return load_checkpoint(folder / name, mmap=True)["logging"], name
-            except (UserError, KeyError) as error:
-                return {}, str(error)
-    return {}, f"Fold {fold} has no checkpoint in {config.root.relative(folder)}."
+    fold = TrainedFold(config)
+    try:
+        return fold.history, fold.newest.name
+    except UserError as error:
+        return None, str(error)
 
 
-def file_hashes(config: TaskConfig, fold: int | str) -> list[tuple[str, str, str]]:
+def file_hashes(config: TaskConfig) -> list[tuple[str, str, str]]:
     """SHA-256 of everything that decided the result.
 
     Args:
         config: The task's config.
-        fold: The fold.
 
     Returns:
         What it is, its path on the data root, and the digest or why there is none.
     """
-    raw = Manifest(config.raw_folder, "prepare_dataset").read().get("result", {})
-    model = config.model_file.parents[1] / f"fold_{fold}" / config.model_file.name
+    fold = TrainedFold(config)
     files = {
         "Config": config.path,
-        "Split": config.preprocessed_folder / "splits_final.json",
-        "Plans": config.results_folder / "plans.json",
-        "Checkpoint": config.fold_folder(fold) / "checkpoint_final.pth",
-        "Packaged model": model,
+        "Split": fold.splits_file,
+        "Plans": fold.plans_file,
+        "Checkpoint": fold.final,
+        "Packaged model": config.model_file,
     }
-    dataset = raw.get("dataset_hash") or "no record: prepare_dataset has not run"
+    dataset = fold.dataset_hash or "no record: prepare_dataset has not run"
     rows = [("Dataset", config.root.relative(config.raw_folder), dataset)]
     for name, path in files.items():
         try:
@@ -154,13 +145,14 @@ def versions() -> dict[str, str]:
 
 def plans_facts(config: TaskConfig) -> dict[str, str]:
     """What nnU-Net planned for the configuration, in words; empty where there are no plans."""
-    plans = _read_json(config.results_folder / "plans.json")
-    planned = plans.get("configurations", {}).get(config.configuration, {})
+    plan = TrainedFold(config).plan
+    if plan is None:
+        return {}
     shown = {
-        "Patch size (voxels)": planned.get("patch_size"),
-        "Target spacing (mm)": [round(step, 3) for step in planned.get("spacing", ())],
-        "Batch size": planned.get("batch_size"),
-        "Intensity normalisation": planned.get("normalization_schemes"),
+        "Patch size (voxels)": list(plan.patch_size),
+        "Target spacing (mm)": [round(step, 3) for step in plan.spacing],
+        "Batch size": plan.batch_size,
+        "Intensity normalisation": list(plan.normalization),
     }
     return {
         name: " × ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -169,13 +161,12 @@ def plans_facts(config: TaskConfig) -> dict[str, str]:
     }
 
 
-def _parts(config: TaskConfig, fold: int | str) -> dict[str, str]:
+def _parts(config: TaskConfig) -> dict[str, str]:
     parts = dict.fromkeys(config.test_cases, "test")
-    path = config.preprocessed_folder / "splits_final.json"
-    splits = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    if isinstance(fold, int) and fold < len(splits):
-        for key, part in (("train", "training"), ("val", "validation")):
-            parts.update(dict.fromkeys(splits[fold][key], part))
+    split = TrainedFold(config).split
+    if split is not None:
+        parts.update(dict.fromkeys(split.train, "training"))
+        parts.update(dict.fromkeys(split.val, "validation"))
     else:  # nnU-Net's "all", or not split yet
         parts.update(
             dict.fromkeys(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medseg.evaluation.facts import CaseFacts
+from medseg.nnunet import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,24 +71,23 @@ class Figure:
     caption: str = ""
 
 
-def training_figure(log: Mapping[str, Any], names: Sequence[str]) -> Figure:
+def training_figure(history: History) -> Figure:
     """Losses, Dice of each structure and learning rate over the epochs.
 
     Args:
-        log: nnU-Net's log, one value an epoch.
-        names: Structures in the order of ``dice_per_class_or_region``.
+        history: What the training has logged, of one epoch at least.
     """
-    dice = np.array(log["dice_per_class_or_region"], dtype=float).reshape(-1, len(names))
-    epochs = np.arange(1, len(log["lrs"]) + 1)
+    names = history.structures
+    dice = np.array(history.dice).reshape(-1, len(names))
+    epochs = np.arange(1, len(history) + 1)
     with _canvas(10, 2.7) as (canvas, finish):
         losses, scores, rate = canvas.subplots(1, 3)
         losses.set_title("Loss")
-        for key, name, colour, line in (
-            ("train_losses", "training", BLUE, "-"),
-            ("val_losses", "validation", VERMILLION, "--"),
+        for values, name, colour, line in (
+            (history.train_losses, "training", BLUE, "-"),
+            (history.val_losses, "validation", VERMILLION, "--"),
         ):
-            values = np.asarray(log[key], dtype=float)
-            losses.plot(epochs[: len(values)], values, line, color=colour, label=name)
+            losses.plot(epochs, values, line, color=colour, label=name)
         losses.legend()
         scores.set_title("Dice on validation patches")
         cycle = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
@@ -97,7 +97,7 @@ def training_figure(log: Mapping[str, Any], names: Sequence[str]) -> Figure:
         scores.set_ylim(-0.02, 1.02)
         scores.legend(ncols=1 + len(names) // 7, fontsize=8 if len(names) < 7 else 6)
         rate.set_title("Learning rate")
-        rate.plot(epochs, np.asarray(log["lrs"], dtype=float), color=GREEN)
+        rate.plot(epochs, history.learning_rates, color=GREEN)
         rate.set_ylim(bottom=0)
         for axes in (losses, scores, rate):
             axes.set_xlabel("Epoch")
@@ -107,11 +107,11 @@ def training_figure(log: Mapping[str, Any], names: Sequence[str]) -> Figure:
                     line.set_marker("o")
         uri = finish()
     last = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, dice[-1], strict=True))
+    train, val, rates = history.train_losses, history.val_losses, history.learning_rates
     alt = (
-        f"Three curves over {len(epochs)} epochs. Training loss from {log['train_losses'][0]:.2f} "
-        f"to {log['train_losses'][-1]:.2f}, validation loss from {log['val_losses'][0]:.2f} to "
-        f"{log['val_losses'][-1]:.2f}. Dice at the end: {last}. Learning rate from "
-        f"{log['lrs'][0]:.2g} to {log['lrs'][-1]:.2g}."
+        f"Three curves over {len(epochs)} epochs. Training loss from {train[0]:.2f} to "
+        f"{train[-1]:.2f}, validation loss from {val[0]:.2f} to {val[-1]:.2f}. Dice at the end: "
+        f"{last}. Learning rate from {rates[0]:.2g} to {rates[-1]:.2g}."
     )
     return Figure(uri, alt)
 

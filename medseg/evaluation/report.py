@@ -23,6 +23,7 @@ from medseg.evaluation.facts import (
 )
 from medseg.evaluation.held_back import case_files
 from medseg.evaluation.summary import ENDING, SUMMARY, Summary, read_summary
+from medseg.nnunet import History, TrainedFold
 from medseg.project import UserError, progress, write_text
 from medseg.project.files import remove_stale
 
@@ -77,19 +78,18 @@ def write_report(
     import jinja2
 
     from medseg.evaluation.figures import dataset_figure, metric_figure, training_figure
-    from medseg.nnunet import trained_settings
 
-    fold = config.fold if fold is None else fold
-    folder = config.fold_folder(fold)
+    config = config if fold is None else config.model_copy(update={"fold": fold})
+    folder = config.fold_folder()
     structures = config.label_set.per_class
     parts = [
         _part(config, "validation", folder / "validation" / SUMMARY),
         _part(config, "test", test or folder / "test" / SUMMARY),
     ]
     shown = [part for part in parts if part.cases]
-    cases, dataset_source = dataset_facts(config, fold)
-    log, training_source = training_facts(config, fold)
-    settings = trained_settings(config, fold)
+    cases, dataset_source = dataset_facts(config)
+    history, training_source = training_facts(config)
+    settings = TrainedFold(config).settings
     figures = [
         figure
         for metric, unit in METRICS.items()
@@ -102,13 +102,13 @@ def write_report(
     environment.filters["number"] = _number
     html = environment.from_string(template).render(
         config=config,
-        fold=fold,
+        fold=config.fold,
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
         version=__version__,
         channels=config.modality_list or list(config.channels),
         structures=structures,
         metrics=METRICS,
-        tiles=_tiles(cases, parts, log, settings),
+        tiles=_tiles(cases, parts, history, settings),
         cases=cases,
         counts={
             part: sum(case.part == part for case in cases)
@@ -118,20 +118,19 @@ def write_report(
         warned=[case for case in cases if case.warnings],
         dataset_source=dataset_source,
         dataset_figure=dataset_figure(cases) if cases else None,
-        log=log,
         training_source=training_source,
-        training_figure=training_figure(log, structures) if log.get("lrs") else None,
+        training_figure=training_figure(history) if history else None,
         plans=plans_facts(config),
-        training_settings=_training_settings(config, log, settings),
+        training_settings=_training_settings(config, history, settings),
         parts=parts,
         metric_figures=figures,
-        hashes=file_hashes(config, fold),
+        hashes=file_hashes(config),
         versions=versions(),
     )
     for run in (config.root.path / "reports").glob("*"):
         remove_stale(run / output.name)  # each run has a folder of its own, a killed one too
     write_text(output, html)
-    progress(f"report of fold {fold}: {len(html) / 1e6:.1f} MB")
+    progress(f"report of fold {config.fold}: {len(html) / 1e6:.1f} MB")
     return output
 
 
@@ -228,7 +227,7 @@ def _points(parts: Sequence[Part], metric: str) -> dict[str, dict[str, list[floa
 
 
 def _tiles(
-    cases: list[CaseFacts], parts: list[Part], log: dict[str, Any], settings: dict[str, Any]
+    cases: list[CaseFacts], parts: list[Part], history: History | None, settings: dict[str, Any]
 ) -> list[tuple[str, str, str]]:
     """The figures at the top: value, what it is, and a remark."""
     tiles = []
@@ -246,9 +245,9 @@ def _tiles(
         tiles.append(
             (str(len(cases)), "cases", f"{counts[0]} to train on, {counts[1]} to validate")
         )
-    if log.get("lrs"):
+    if history:
         steps = settings["num_iterations_per_epoch"]
-        tiles.append((str(len(log["lrs"])), "epochs", f"of {steps} steps"))
+        tiles.append((str(len(history)), "epochs", f"of {steps} steps"))
     return tiles
 
 
@@ -280,7 +279,7 @@ def _ranges(cases: list[CaseFacts]) -> list[tuple[str, str]]:
 
 
 def _training_settings(
-    config: TaskConfig, log: dict[str, Any], settings: dict[str, Any]
+    config: TaskConfig, history: History | None, settings: dict[str, Any]
 ) -> dict[str, str]:
     shown = {
         "Trainer": config.trainer_class_name,
@@ -289,9 +288,8 @@ def _training_settings(
         "Initial learning rate": f"{settings['initial_lr']:g}",
         "Seed": str(settings["seed"]),
     }
-    ended, began = log.get("epoch_end_timestamps"), log.get("epoch_start_timestamps")
-    if ended and began:
-        seconds = [end - start for start, end in zip(began, ended, strict=False)]
+    if history:
+        seconds = [history.seconds(epoch) for epoch in range(len(history))]
         shown["Time"] = (
             f"{_duration(sum(seconds))}, {_duration(float(np.median(seconds)))} an epoch"
         )

@@ -7,8 +7,9 @@ The order of a task's stages; each takes the task's config and may be run again 
 3. :func:`train`: one fold with nnU-Net's own trainer, tracked, resumable.
 4. :func:`predict_validation`: predictions of the fold's validation split and ``summary.json``.
 
+:class:`TrainedFold` says how a fold was trained, so that nobody else reads nnU-Net's files.
 :func:`environment` points nnU-Net at the config's folders; :func:`load_checkpoint` reads its
-checkpoints without unpickling code; :func:`trained_settings` says how a fold was trained.
+checkpoints without unpickling code.
 """
 
 import lazy_loader

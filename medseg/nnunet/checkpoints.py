@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,41 @@ def load_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
     if not isinstance(content, dict) or "network_weights" not in content:
         raise UserError(f"{path} is no nnU-Net checkpoint: it holds no network_weights.")
     return content
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What other rooms want of one of nnU-Net's checkpoints.
+
+    Attributes:
+        weights: The network's weights.
+        optimizer: The optimizer's state.
+        epochs: Finished epochs.
+        best_dice: The highest moving average of the pseudo Dice so far; 0 where there is none.
+        header: What the network is built from: ``init_args`` (plans, configuration, …),
+            ``trainer_name`` and ``inference_allowed_mirroring_axes``.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, Any]
+    epochs: int
+    best_dice: float
+    header: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Reads a file; errors are those of :func:`load_checkpoint`."""
+        content = load_checkpoint(path)
+        return cls(
+            content["network_weights"],
+            content["optimizer_state"],
+            int(content["current_epoch"]),
+            float(content["_best_ema"] or 0),
+            {
+                key: content[key]
+                for key in ("init_args", "trainer_name", "inference_allowed_mirroring_axes")
+            },
+        )
 
 
 def safe_types() -> list[Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medseg.config import TaskConfig
-from medseg.project import UserError, fingerprint
+from medseg.project import UserError, fingerprint, read_json
 
 
 def plans_path(config: TaskConfig) -> Path:
@@ -20,21 +20,17 @@ def read_plans(config: TaskConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """nnU-Net's plans and ``dataset.json`` of the task.
 
     Raises:
-        UserError: They do not exist yet, or are not valid JSON.
+        UserError: They do not exist yet, or are damaged.
     """
     return _read(plans_path(config)), _read(config.preprocessed_folder / "dataset.json")
 
 
 def _read(path: Path) -> dict[str, Any]:
+    remedy = "Correct it, or remove it and run plan_and_preprocess."
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path, remedy=remedy))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run plan_and_preprocess first.") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}): correct the file, or remove it and run "
-            "plan_and_preprocess."
-        ) from None
 
 
 def settings_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
@@ -57,11 +53,73 @@ def settings_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     return {**settings_of(plans, parent), **own} if parent else own
 
 
+@dataclass(frozen=True)
+class PlanFacts:
+    """What nnU-Net planned for one configuration, in its axis order (slices first).
+
+    Attributes:
+        patch_size: Voxels.
+        spacing: Millimetres.
+        batch_size: Patches in a batch.
+        normalization: The intensity normalisation of each channel.
+    """
+
+    patch_size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    batch_size: int
+    normalization: tuple[str, ...]
+
+
+def plan_facts(plans: Mapping[str, Any], configuration: str) -> PlanFacts:
+    """What the plans say for a configuration.
+
+    Args:
+        plans: nnU-Net's plans.
+        configuration: Its name.
+
+    Raises:
+        UserError: The plans do not hold it.
+    """
+    settings = settings_of(plans, configuration)
+    return PlanFacts(
+        tuple(int(size) for size in settings["patch_size"]),
+        tuple(float(step) for step in settings["spacing"]),
+        int(settings["batch_size"]),
+        tuple(settings["normalization_schemes"]),
+    )
+
+
+def intensity_range(plans: Mapping[str, Any]) -> tuple[float, float]:
+    """The foreground's intensities in the training cases, over all channels.
+
+    Args:
+        plans: nnU-Net's plans.
+
+    Returns:
+        The lowest 0.5th and the highest 99.5th percentile.
+    """
+    channels = plans["foreground_intensity_properties_per_channel"].values()
+    return (
+        min(channel["percentile_00_5"] for channel in channels),
+        max(channel["percentile_99_5"] for channel in channels),
+    )
+
+
+def channel_names(dataset: Mapping[str, Any]) -> list[str]:
+    """The names of the input channels, in their order.
+
+    Args:
+        dataset: nnU-Net's ``dataset.json``, also of the time when it called them ``modality``.
+    """
+    names = dataset.get("channel_names") or dataset["modality"]
+    return [str(names[key]) for key in sorted(names, key=int)]
+
+
 def load_plans(plans_file: Path) -> Any:
     """nnU-Net's ``PlansManager`` of a file.
 
     Raises:
-        UserError: The file does not exist, or is not valid JSON.
+        UserError: The file does not exist, or is damaged.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from medseg.project import (
     fingerprint,
     link_or_copy,
     progress,
+    read_json,
     remove_others,
     write_json,
 )
@@ -134,6 +135,42 @@ def preprocessed(config: TaskConfig) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True)
+class Split:
+    """The cases of one fold.
+
+    Attributes:
+        train: Those that it trains on.
+        val: Those that it validates.
+    """
+
+    train: list[str]
+    val: list[str]
+
+
+def splits_path(config: TaskConfig) -> Path:
+    """The file with the split of the cases into folds."""
+    return config.preprocessed_folder / "splits_final.json"
+
+
+def split_of(config: TaskConfig) -> Split | Literal["all"]:
+    """The split of the config's fold; ``all`` of the fold that trains on every case.
+
+    Raises:
+        UserError: There is no such fold; the message says which there are.
+    """
+    if config.fold == "all":
+        return "all"
+    path = splits_path(config)
+    splits = read_json(path)
+    if not 0 <= config.fold < len(splits):
+        raise UserError(
+            f"fold: there is no fold {config.fold}; {path.name} has the folds 0 to "
+            f"{len(splits) - 1}, and 'all' trains on every case."
+        )
+    return Split(splits[config.fold]["train"], splits[config.fold]["val"])
+
+
 def _record(config: TaskConfig) -> Manifest:
     name = f"preprocess-{config.nnunet_plans_name}-{config.configuration}"
     return Manifest(config.preprocessed_folder, name)
@@ -189,8 +226,8 @@ def _remove_broken(plans_file: Path) -> None:
     """Removes plans that a kill cut off; the planner would read them to add its own."""
     with suppress(OSError):
         try:
-            json.loads(plans_file.read_text(encoding="utf-8"))
-        except ValueError:
+            read_json(plans_file)
+        except UserError:
             plans_file.unlink()
 
 
@@ -252,7 +289,7 @@ def _preprocess_case(
     # beside the other cases is always whole.
     plans = load_plans(plans_file)
     configuration = plans.get_configuration(name)
-    dataset = json.loads((plans_file.parent / "dataset.json").read_text(encoding="utf-8"))
+    dataset = read_json(plans_file.parent / "dataset.json")
     images = sorted(str(path) for path in files if path.parent.name == "imagesTr")
     label = next(str(path) for path in files if path.parent.name == "labelsTr")
     temporary = folder / f"{PARTIAL}{case}"
@@ -290,9 +327,9 @@ def _split(config: TaskConfig, cases: list[str]) -> None:
             for fold in generate_crossval_split(sorted(names), seed=12345, n_splits=5)
         ]
 
-    path = config.preprocessed_folder / "splits_final.json"
+    path = splits_path(config)
     if path.is_file():
-        present = json.loads(path.read_text(encoding="utf-8"))
+        present = read_json(path)
         named = {case for fold in present for part in ("train", "val") for case in fold[part]}
         if len(named) < 5 or present != default(sorted(named)):  # the user's own
             gone = sorted(named - set(cases))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 from medseg.config import TaskConfig
 from medseg.nnunet.checkpoints import BEST, FINAL, LATEST, load_checkpoint
 from medseg.nnunet.raw import dataset_record, prepared_hashes
-from medseg.nnunet.settings import record_path
-from medseg.project import UserError, progress
+from medseg.project import UserError, progress, read_json, write_json
 
 SUPERSEDED = "superseded"
 """Where, beside the folds, a fold's folder goes when its training starts anew."""
@@ -54,6 +52,28 @@ def resume(config: TaskConfig, record: dict[str, Any], trainer: Any) -> Resumpti
     return Resumption(False, checkpoint)
 
 
+def write_record(config: TaskConfig, record: dict[str, Any]) -> None:
+    """Notes in the fold's folder what its training is given.
+
+    Args:
+        config: The task's config.
+        record: ``data``, ``settings`` (see :func:`resume`) and ``cases`` (case to hash).
+    """
+    write_json(_record_path(config.fold_folder()), record)
+
+
+def read_record(config: TaskConfig) -> dict[str, Any]:
+    """What the fold's training was given; empty for one that nnU-Net's own command trained."""
+    try:
+        return dict(read_json(_record_path(config.fold_folder()), {}))
+    except (OSError, UserError):
+        return {}
+
+
+def _record_path(folder: Path) -> Path:
+    return folder / ".medseg" / "training.json"
+
+
 def require_final(config: TaskConfig) -> Path:
     """The final checkpoint of the config's fold.
 
@@ -68,24 +88,6 @@ def require_final(config: TaskConfig) -> Path:
     return path
 
 
-def split_of(config: TaskConfig) -> Any:
-    """The split of the config's fold: cases to ``train`` and ``val``; ``all`` for that fold.
-
-    Raises:
-        UserError: There is no such fold; the message says which there are.
-    """
-    if config.fold == "all":
-        return "all"
-    path = config.preprocessed_folder / "splits_final.json"
-    splits = json.loads(path.read_text(encoding="utf-8"))
-    if not 0 <= config.fold < len(splits):
-        raise UserError(
-            f"fold: there is no fold {config.fold}; {path.name} has the folds 0 to "
-            f"{len(splits) - 1}, and 'all' trains on every case."
-        )
-    return splits[config.fold]
-
-
 def trained_cases(config: TaskConfig) -> dict[str, str]:
     """Hashes of the cases that a fold's training was given, and of those refused before it.
 
@@ -96,13 +98,11 @@ def trained_cases(config: TaskConfig) -> dict[str, str]:
         Case to the hash that :func:`~medseg.nnunet.raw.case_hashes` gives for the same files.
     """
     hashes = prepared_hashes(config)
-    try:
-        text = record_path(config.fold_folder()).read_text(encoding="utf-8")
-        trained = dict(json.loads(text)["cases"])
-    except (OSError, ValueError, KeyError):  # trained by nnU-Net's own command
+    trained = read_record(config).get("cases")
+    if trained is None:  # trained by nnU-Net's own command
         return hashes
     refused = dataset_record(config).get("failed", {})
-    return {case: hashes[case] for case in refused if case in hashes} | trained
+    return {case: hashes[case] for case in refused if case in hashes} | dict(trained)
 
 
 def preprocessed_cases(config: TaskConfig, dataset_hash: str) -> dict[str, str]:
@@ -139,9 +139,8 @@ def _epochs(checkpoint: Path) -> int:
 
 
 def _why_anew(config: TaskConfig, record: dict[str, Any], checkpoint: Path, trainer: Any) -> str:
-    try:
-        before = json.loads(record_path(checkpoint.parent).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # trained by nnU-Net's own command
+    before = read_record(config)
+    if not before:  # trained by nnU-Net's own command
         plans = load_checkpoint(checkpoint, mmap=True)["init_args"]["plans"]
         return "" if plans == trainer.plans_manager.plans else "the plans have changed"
     if before["data"] != record["data"]:

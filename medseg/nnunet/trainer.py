@@ -20,8 +20,16 @@ from medseg.nnunet.checkpoints import LATEST
 from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
 from medseg.nnunet.plans import read_plans
-from medseg.nnunet.settings import CONFIG_FIELDS
 from medseg.project import UserError, atomic_file, nearest
+
+CONFIG_FIELDS = {
+    "num_epochs": "num_epochs",
+    "iterations_per_epoch": "num_iterations_per_epoch",
+    "val_iterations_per_epoch": "num_val_iterations_per_epoch",
+    "initial_lr": "initial_lr",
+    "save_every": "save_every",
+}
+"""Fields of the config and the attributes of nnU-Net's trainer that they set."""
 
 STATE = {
     "current_epoch", "disable_checkpointing", "fold", "is_cascaded", "is_ddp", "local_rank",

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,10 @@ from medseg.nnunet.checkpoints import FINAL, load_checkpoint, safe_types
 from medseg.nnunet.devices import augmentation_processes, threads
 from medseg.nnunet.history import History, describe
 from medseg.nnunet.paths import environment
-from medseg.nnunet.preprocessing import preprocessed
-from medseg.nnunet.resume import preprocessed_cases, require_final, resume, split_of
-from medseg.nnunet.settings import record_path
+from medseg.nnunet.preprocessing import preprocessed, split_of
+from medseg.nnunet.resume import preprocessed_cases, require_final, resume, write_record
 from medseg.nnunet.workers import die_with_parent
-from medseg.project import Manifest, fingerprint, progress, write_json
+from medseg.project import Manifest, fingerprint, progress
 from medseg.tracking import Tracker, is_behind, masked, open_run
 
 
@@ -61,12 +61,12 @@ def train(config: TaskConfig) -> dict[str, Any]:
     folder = config.fold_folder()
     if config.run_validation_only:
         require_final(config)
-    data = preprocessed(config)
+    data, split = preprocessed(config), split_of(config)
     identity = fingerprint(
         {
             "dataset": data["dataset_hash"],
             "plans": data["plans_hash"],
-            "split": split_of(config),
+            "split": split if isinstance(split, str) else asdict(split),
         }
     )
     with environment(config, nnUNet_n_proc_DA=str(augmentation_processes(config))):
@@ -86,7 +86,7 @@ def train(config: TaskConfig) -> dict[str, Any]:
         with open_run(config) as tracker:
             finished.forget()
             cases = preprocessed_cases(config, data["dataset_hash"])
-            write_json(record_path(folder), {**record, "cases": cases})
+            write_record(config, {**record, "cases": cases})
             _run(config, trainer, resumption.checkpoint, tracker, data)
             result = _result(config, trainer, folder, tracker.run_id)
     finished.record(fingerprint(record), [folder / FINAL], result)

@@ -12,9 +12,9 @@ from medseg.nnunet.checkpoints import load_checkpoint
 from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import processes, threads
 from medseg.nnunet.paths import environment
-from medseg.nnunet.preprocessing import preprocessed
+from medseg.nnunet.preprocessing import preprocessed, split_of
 from medseg.nnunet.raw import ENDING
-from medseg.nnunet.resume import require_final, split_of
+from medseg.nnunet.resume import require_final
 from medseg.project import (
     Failures,
     Manifest,
@@ -47,7 +47,7 @@ def predict_validation(config: TaskConfig) -> Path:
     data = preprocessed(config)
     checkpoint = require_final(config)
     split = split_of(config)
-    cases = sorted(data["cases"] if split == "all" else split["val"])
+    cases = sorted(data["cases"] if split == "all" else split.val)
     folder = config.fold_folder() / "validation"
     folder.mkdir(exist_ok=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.config import TaskConfig
-from medseg.project import progress, write_json
+from medseg.project import UserError, progress, read_json, write_json
 from medseg.tracking.store import connect, masked, tracking_uri
 
 RETRY_AFTER = 60.0  # s between two attempts to reach a store that was away
@@ -120,7 +119,7 @@ class Tracker:
             return
         client, experiment = connect(self._config)
         store = masked(tracking_uri(self._config))
-        path = self._config.fold_folder() / ".medseg" / "mlflow.json"
+        path = _runs_path(self._config)
         runs = _read(path)
         run_id = runs.get(store, "")
         if run_id:
@@ -222,6 +221,15 @@ class Tracker:
             )
 
 
+def run_id(config: TaskConfig) -> str:
+    """The MLflow run of the config's fold, in the store that was reached last; empty without one.
+
+    Args:
+        config: The task's config.
+    """
+    return next(reversed(_read(_runs_path(config)).values()), "")
+
+
 def is_behind(config: TaskConfig) -> bool:
     """Whether a stage of this fold ended with values that the store has not taken."""
     return _unsent(config).exists()
@@ -259,12 +267,16 @@ def open_run(config: TaskConfig) -> Iterator[Tracker]:
         tracker._close(status)
 
 
+def _runs_path(config: TaskConfig) -> Path:
+    """Where the fold's runs are noted: each store, masked, to the run's id."""
+    return config.fold_folder() / ".medseg" / "mlflow.json"
+
+
 def _read(path: Path) -> dict[str, str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(read_json(path, {}))
+    except (OSError, UserError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
