@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import os
-import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +12,7 @@ from uuid import uuid4
 
 from medseg.dicom.private import private_folder, private_path
 from medseg.dicom.sources import Study
-from medseg.project import DataRoot, read_json, write_json
+from medseg.project import DataRoot, lock, read_json, safe_name, write_json
 
 _REMEDY = "Restore it; without it every study would be named, and converted, anew."
 
@@ -45,8 +43,7 @@ def case_names(
     """
     path = private_path(root, "cases", root.relative(output_folder), ".json")
     studies = sorted(studies, key=lambda study: (study.moment, study.uid))
-    with open(path.with_suffix(".lock"), "w", opener=_private) as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # shards may come at once; each takes milliseconds
+    with lock(root, path.stem, wait=True):  # shards may come at once; each takes milliseconds
         register: dict[str, dict[str, str | int]] = read_json(path, {}, remedy=_REMEDY)
         taken = {_name(entry) for entry in register.values()}
         unnamed = [study for study in studies if study.uid not in register]
@@ -65,10 +62,6 @@ def case_names(
             entry = {**entry, "patient": pseudonym(root, str(entry["patient"]))}
         names[study.uid] = _name(entry)
     return names
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def pseudonym(root: DataRoot, name: str) -> str:
@@ -97,13 +90,13 @@ def pseudonym(root: DataRoot, name: str) -> str:
     return f"case-{digest[:12]}"
 
 
-def safe_name(text: str) -> str:
-    """``text`` as a file name: ASCII letters, digits, ``.``, ``_`` and ``-``; may be empty."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:_LONGEST]
+def short_name(text: str) -> str:
+    """``text`` as a short file name that DICOM takes too; may be empty."""
+    return safe_name(text, ascii_only=True)[:_LONGEST]
 
 
 def _safe(study: Study) -> str:
-    return safe_name(study.patient_id) or (
+    return short_name(study.patient_id) or (
         f"study-{hashlib.sha256(study.uid.encode()).hexdigest()[:8]}"
     )
 

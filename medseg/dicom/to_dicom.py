@@ -23,7 +23,7 @@ from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from medseg import __version__
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
-from medseg.dicom.cases import pseudonym, safe_name
+from medseg.dicom.cases import pseudonym, short_name
 from medseg.dicom.seg import LONGEST_NAME, MANUFACTURER, build_segmentation
 from medseg.dicom.targets import open_target
 from medseg.imaging import (
@@ -248,7 +248,7 @@ def _build(
     series: dict[str, list[Dataset]] = {}
     for number, (channel, volume) in enumerate(volumes.items(), start=1):
         check_same_grid(image, volume)
-        folder = f"{number}_{safe_name(channel)}".rstrip("_")
+        folder = f"{number}_{short_name(channel)}".rstrip("_")
         series[folder] = _image_series(study, volume, kind, channel, number, seed)
     if case.label is not None:
         label = read_label_map(case.label)
