@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One door: ./build.sh setup | demo | test | lint | compile | images | bench
+# One door: ./build.sh setup | demo | test | lint | compile | new-component | images | bench
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 here=$PWD
@@ -15,6 +15,8 @@ usage: ./build.sh COMMAND [ARGUMENTS]
   lint                     ruff, mypy and the checks of imports and workflows
   compile                  write compiled/*.yaml, with the default settings
   compile --settings F     write a site's own set to site/ (another folder: -o DIR)
+  new-component NAME [--gpu] [--shared-memory] [--secret KIND]…
+                           make a new stage: component, pipeline and test
   images [--registry R] [--base IMAGE] [--torch VERSION] [--push]
                            build and tag the container images
   bench [NAME…]            speed and memory against the tools used directly, as ratios
@@ -115,6 +117,12 @@ case "$command" in
     fi
     export PATH="$venv/bin:$PATH" # the tests call programs that came with packages
     exec pytest --durations=10 "${how[@]}" "$@"
+    ;;
+  new-component)
+    setup
+    "$venv/bin/python" scaffold/new_component.py "$@"
+    "$0" compile
+    echo "Now write what it does; then: ./build.sh lint, ./build.sh test tests/unit/components"
     ;;
   images)
     setup

@@ -1,11 +1,11 @@
 """Pipeline ``lifecycle``."""
 
 from kfp import dsl
-from medseg.pipelines.dicom_to_nifti import dicom_to_nifti
-from medseg.pipelines.plan_and_preprocess import plan_and_preprocess
 
 from medseg import components
 from medseg.kubeflow import platform_arguments, platform_pipeline
+from medseg.pipelines.dicom_to_nifti import dicom_to_nifti
+from medseg.pipelines.plan_and_preprocess import plan_and_preprocess
 
 
 @platform_pipeline(

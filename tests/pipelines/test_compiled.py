@@ -24,10 +24,14 @@ from medseg.kubeflow.settings import PlatformSettings, load_settings
 from medseg.kubeflow.stage import needs_of
 from medseg.project import UserError
 from medseg.project.variables import SECRETS, SETTINGS_FILE
+from tests.conftest import PROJECT
 
 PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 GPU = {"train", "validate", "segment", "test-model", "promote", "inference"}
-"""Stages that compute on a GPU, said once more here, so that no other comes to ask for one."""
+"""Stages that compute on a GPU, said once more here, so that no other comes to ask for one.
+
+Those that ``./build.sh new-component`` has made say it in their own test.
+"""
 
 NEEDS = {
     name.replace("_", "-"): needs_of(getattr(components, name).component_spec)
@@ -213,7 +217,9 @@ def _check(path: Path, settings: PlatformSettings) -> set[str]:
         assert stage.root(resources.resource_memory_limit) == "memory", where
         assert resources.resource_cpu_request == asked.cpu_request, where
         assert resources.resource_memory_request == asked.memory_request, where
-        assert (stage.name in GPU) == needs.gpu == resources.HasField("accelerator"), where
+        assert needs.gpu == resources.HasField("accelerator"), where
+        own_test = PROJECT / f"tests/unit/components/test_{stage.name.replace('-', '_')}.py"
+        assert own_test.exists() or (stage.name in GPU) == needs.gpu, where
         tolerations = [
             json_format.MessageToDict(t, preserving_proto_field_name=True)
             for t in kubernetes.tolerations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from medseg.components import convert_pt_to_ts, test_model, train, validate
 
+from medseg.components import convert_pt_to_ts, test_model, train, validate
 from medseg.config import fold_stage
 from medseg.project import DataRoot
 from tests.unit.config.test_task import write
