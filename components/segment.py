@@ -20,7 +20,7 @@ def segment(
         model: The packaged model (model.ts).
         input: A NIfTI file, a folder of them, a DICOM series, or a folder of DICOM series.
         output: File or folder for the segmentations.
-        segmentations: The files that were written.
+        segmentations: How many files were written.
         output_format: nifti or dicom; default: that of the input.
         test_time_augmentation: Average over mirrored copies of the image, as nnU-Net does.
     """
@@ -35,5 +35,5 @@ def segment(
             output_format=output_format,
             test_time_augmentation=test_time_augmentation,
         )
-        segmentations.metadata["files"] = [root.relative(path) for path in paths]
+        segmentations.metadata["files"] = len(paths)
         result("segmentations", root.resolve(output))
