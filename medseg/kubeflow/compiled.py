@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from medseg.kubeflow.settings import (
     is_more,
     suits,
 )
-from medseg.project import UserError
+from medseg.project import UserError, nearest
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
@@ -267,5 +266,5 @@ def _default(definition: dict[str, Any]) -> Any:
 
 def hint(name: str, known: Iterable[str]) -> str:
     """Names the nearest known name, for the end of a message."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(name, known)
+    return f" (did you mean {near!r}?)" if near else ""

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import requests
+import urllib3
+
 from medseg.kubeflow.namespace import NAMESPACE_FILE
 from medseg.project import UserError
 from medseg.project.variables import HOST, NAMESPACE, TOKEN_FILE, UI_HOST
@@ -144,8 +147,6 @@ def _probe(host: str, token_file: Path | None) -> bool:
     Returns:
         Whether it serves several users, each in a namespace.
     """
-    import requests
-
     headers = {}
     if token_file is not None:
         headers["Authorization"] = f"Bearer {token_file.read_text(encoding='utf-8').strip()}"
@@ -175,8 +176,6 @@ def _probe(host: str, token_file: Path | None) -> bool:
 
 def _transport(host: str) -> dict[str, str]:
     """The certificates and the proxy of the environment, which kfp's own client leaves out."""
-    import requests
-
     found = requests.Session().merge_environment_settings(host, {}, None, None, None)
     proxy = requests.utils.select_proxy(host, found["proxies"])
     certificates = found["verify"] if isinstance(found["verify"], str) else ""
@@ -210,8 +209,6 @@ def _explain(status: int, body: Any, doing: str, host: str, namespace: str) -> U
 
 
 def _is_connection_error(error: Exception) -> bool:
-    import urllib3
-
     return isinstance(error, urllib3.exceptions.HTTPError | OSError)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any
 
+import psutil
 import yaml
 
 from medseg.kubeflow.compiled import CompiledPipeline, read_yaml
@@ -288,8 +289,6 @@ def _stop_with_children() -> Iterator[None]:
     """Passes SIGTERM on to the running stages, so that they end cleanly too."""
 
     def stop(signum: int, _frame: FrameType | None) -> None:
-        import psutil
-
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.terminate()

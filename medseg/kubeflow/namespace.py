@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import urllib3
+from kubernetes import client, config
+from kubernetes.client import ApiException
+
 from medseg.project import UserError
 
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
@@ -38,9 +42,6 @@ def core_api() -> Iterator[Connection]:
     Raises:
         UserError: There is no configuration, or the cluster does not answer or refuses.
     """
-    import urllib3
-    from kubernetes import client, config
-
     settings = client.Configuration()
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         try:
@@ -67,7 +68,7 @@ def core_api() -> Iterator[Connection]:
     with client.ApiClient(settings) as api:
         try:
             yield Connection(client.CoreV1Api(api), namespace or "default", cluster)
-        except client.ApiException as error:
+        except ApiException as error:
             if error.status == 401:
                 message = f"{cluster} does not take the credentials of the kube config (expired?)."
             elif error.status == 403:
@@ -92,8 +93,6 @@ def claim_exists(claim: str, namespace: str = "") -> str:
     Raises:
         UserError: It does not exist.
     """
-    from kubernetes.client import ApiException
-
     missing = False
     try:
         with core_api() as (api, default, cluster):
@@ -128,8 +127,6 @@ def pod_logs(run_id: str, namespace: str = "", task: str = "") -> Iterator[tuple
     Raises:
         UserError: Kubernetes cannot be reached, or has no such pod any more.
     """
-    from kubernetes.client import ApiException
-
     with core_api() as (api, default, cluster):
         namespace = namespace or default
         pods = api.list_namespaced_pod(namespace, label_selector=f"pipeline/runid={run_id}").items

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from kubernetes.client import ApiException, V1ObjectMeta, V1Secret
 
 from medseg.kubeflow.namespace import core_api
 from medseg.project import UserError
@@ -65,8 +66,6 @@ def write_secret(
         UserError: A key is unknown, a value is missing or no text, a Secret of another type has
             this name, or Kubernetes refused it. No message quotes a value.
     """
-    from kubernetes.client import ApiException, V1ObjectMeta, V1Secret
-
     if SECRETS[kind].type == DOCKER_CONFIG:
         data = {".dockerconfigjson": json.dumps(_docker_config(kind, values))}
     else:

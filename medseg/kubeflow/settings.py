@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,7 +24,7 @@ from pydantic_settings import (
 )
 
 from medseg import __version__
-from medseg.project import UserError
+from medseg.project import UserError, findings, nearest
 from medseg.project.variables import SECRETS, SETTINGS_FILE
 
 PREFIX = "MEDSEG_PLATFORM_"
@@ -259,11 +258,8 @@ def load_settings(file: Path | None = None) -> PlatformSettings:
             f'{PREFIX}NODE_SELECTOR=\'{{"pool": "gpu"}}\'.'
         ) from None
     except ValidationError as error:
-        findings = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, item["loc"])), _plain(item["msg"]))))
-            for item in error.errors()
-        )
-        raise UserError(f"the platform settings have errors: {findings}.") from None
+        mistakes = findings(error, PlatformSettings)
+        raise UserError(f"the platform settings have errors: {mistakes}.") from None
 
 
 def suits(field: str, value: Any) -> bool:
@@ -298,10 +294,8 @@ def _check_environment() -> None:
         if not name.upper().startswith(PREFIX) or name == SETTINGS_FILE.name:
             continue
         if field not in PlatformSettings.model_fields:
-            near = difflib.get_close_matches(field, PlatformSettings.model_fields, n=1)
-            hint = f" (did you mean {PREFIX}{near[0].upper()}?)" if near else ""
-            raise UserError(f"{name} in the environment is no platform setting{hint}: correct it.")
-
-
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ")
+            near = f"{PREFIX}{nearest(field, PlatformSettings.model_fields).upper()}"
+            raise UserError(
+                f"{name} in the environment is no platform setting (did you mean {near}?): "
+                "correct it."
+            )
