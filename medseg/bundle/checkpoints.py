@@ -17,19 +17,19 @@ from medseg.project import Manifest, UserError, atomic_file, fingerprint, progre
 EPOCH, KEY_METRIC = "checkpoint_epoch=", "checkpoint_key_metric="
 
 
-def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path:
-    """Brings a trained fold into the bundle, under the names that MONAI's nnU-Net tools expect.
+def export_checkpoint(config: TaskConfig) -> Path:
+    """Brings the config's fold into the bundle, under the names that MONAI's nnU-Net tools expect.
 
     Writes ``models/fold_F/checkpoint_epoch=N.pt`` (nnU-Net's final checkpoint after N epochs),
     ``checkpoint_key_metric=V.pt`` (its best; V is the moving average of the pseudo Dice) and
     ``model.pt`` (the final one again: it is packaged), each with ``network_weights``,
     ``optimizer_state`` and ``scheduler``; beside the folds ``plans.json``, ``dataset.json`` and
     ``nnunet_checkpoint.pth``; and ``models/model.pt``, the name in MONAI's specification, as a
-    link to the config's fold. All load with ``weights_only=True`` and no further permission.
+    link to the fold that the config's file names. All load with ``weights_only=True`` and no
+    further permission.
 
     Args:
         config: The task's config.
-        fold: The fold; ``None`` means the config's.
 
     Returns:
         ``models/fold_F``.
@@ -37,9 +37,7 @@ def export_checkpoint(config: TaskConfig, fold: int | str | None = None) -> Path
     Raises:
         UserError: The fold is not trained to its end, or a checkpoint is damaged.
     """
-    config = config if fold is None else config.model_copy(update={"fold": fold})
-    fold = config.fold
-    trained = TrainedFold(config)
+    fold, trained = config.fold, TrainedFold(config)
     if not trained.final.is_file():
         raise UserError(f"{trained.final} does not exist: train fold {fold} to its end first.")
     models = config.bundle_folder / "models"

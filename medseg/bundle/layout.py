@@ -33,7 +33,7 @@ def prepare_bundle(config: TaskConfig) -> Path:
     metadata = build_metadata(config)
     (folder / "models").mkdir(parents=True, exist_ok=True)
     channels = metadata["network_data_format"]["inputs"]["image"]["num_channels"]
-    write_text(folder / "configs" / "inference.yaml", inference_yaml(channels, config.fold))
+    write_text(folder / "configs" / "inference.yaml", inference_yaml(channels, config.default_fold))
     write_metadata(config, metadata)
     if not (folder / "LICENSE").exists():
         write_text(folder / "LICENSE", render("LICENSE.j2", copyright=metadata["copyright"]))

@@ -24,7 +24,7 @@ PACKAGES = ("monai", "torch", "numpy", "nnunetv2", "nibabel", "SimpleITK")
 """Packages whose versions the metadata states."""
 
 
-def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[str, Any]:
+def build_metadata(config: TaskConfig) -> dict[str, Any]:
     """The bundle's metadata, by MONAI's bundle specification.
 
     Generated from the config, nnU-Net's dataset and plans, the installed versions and, once the
@@ -32,8 +32,7 @@ def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[st
     take the place of the generated ones.
 
     Args:
-        config: The task's config.
-        fold: The fold whose validation counts; ``None`` means the config's.
+        config: The task's config; the validation of its fold counts.
 
     Returns:
         The content of ``metadata.json``. Shapes are in voxels of the network's grid, in nnU-Net's
@@ -43,7 +42,6 @@ def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[st
         UserError: The dataset is not planned yet, or the user's metadata file is no JSON object
             of this layout.
     """
-    config = config if fold is None else config.model_copy(update={"fold": fold})
     plans, dataset = read_plans(config)
     channels = channel_names(dataset)
     labels = Labels.of(dataset["labels"], dataset.get("regions_class_order"))
@@ -64,7 +62,7 @@ def build_metadata(config: TaskConfig, fold: int | str | None = None) -> dict[st
             labels={str(value): name for name, value in painted},
             patch=list(plan_facts(plans, config.configuration).patch_size),
             value_range=list(intensity_range(plans)) if is_ct else [],
-            eval_metrics=validation_dice(config, fold, labels),
+            eval_metrics=validation_dice(config, labels),
             provenance=provenance(config),
         )
     )
@@ -90,9 +88,9 @@ def merge(generated: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def validation_dice(config: TaskConfig, fold: int | str | None, labels: Labels) -> dict[str, float]:
+def validation_dice(config: TaskConfig, labels: Labels) -> dict[str, float]:
     """Mean Dice of the fold's validation cases, over all and per label; empty before validation."""
-    path = config.fold_folder(fold) / "validation" / "summary.json"
+    path = config.fold_folder() / "validation" / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

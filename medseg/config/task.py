@@ -291,9 +291,9 @@ class TaskConfig(_Strict):
         """The packaged model of the config's fold."""
         return self.bundle_folder / "models" / f"fold_{self.fold}" / "model.ts"
 
-    def fold_folder(self, fold: int | str | None = None) -> Path:
-        """nnU-Net's folder of one fold; ``None`` means the config's fold."""
-        return self.results_folder / f"fold_{self.fold if fold is None else fold}"
+    def fold_folder(self) -> Path:
+        """nnU-Net's folder of the config's fold."""
+        return self.results_folder / f"fold_{self.fold}"
 
 
 def load_config(path: str | Path, root: DataRoot | None = None, *, fold: int = -1) -> TaskConfig:

@@ -53,10 +53,8 @@ class Part:
     overlays: list[Any] = field(default_factory=list)
 
 
-def write_report(
-    config: TaskConfig, output: Path, fold: int | str | None = None, test: Path | None = None
-) -> Path:
-    """Writes the report of one fold: what went in, how it was trained, what came out.
+def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> Path:
+    """Writes the report of the config's fold: what went in, how it was trained, what came out.
 
     Dataset, training curves, distributions of every metric, overlays of the best, median and worst
     case, and versions and SHA-256 hashes. What a stage has not produced yet is left out, with the
@@ -65,7 +63,6 @@ def write_report(
     Args:
         config: The task's config.
         output: The HTML file.
-        fold: The fold; None means the config's.
         test: The summary of the test cases, its predictions beside it; default: the one that
             :func:`medseg.evaluation.test_model` left.
 
@@ -79,7 +76,6 @@ def write_report(
 
     from medseg.evaluation.figures import dataset_figure, metric_figure, training_figure
 
-    config = config if fold is None else config.model_copy(update={"fold": fold})
     folder = config.fold_folder()
     structures = config.label_set.per_class
     parts = [

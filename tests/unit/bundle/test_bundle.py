@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from medseg.bundle import convert_pt_to_ts, export_checkpoint, prepare_bundle, segment
+from medseg.bundle.metadata import validation_dice
 from medseg.bundle.torchscript import _load_network, compare, load_packaged
 from medseg.config import TaskConfig, load_config
 from medseg.nnunet.preprocessing import example_patches
-from medseg.project import UserError
+from medseg.project import DataRoot, UserError, write_json
 from tests.volumes import Volume, contents
 
 SCHEMA = Path(__file__).parent / "metadata_schema.json"
@@ -108,6 +109,16 @@ def test_metadata_describes_task_and_validates(trained: TaskConfig) -> None:
     assert metadata["eval_metrics"] == {"mean_dice": 0.8123, "dice_Anterior": 0.8}
     assert load_packaged(trained.model_file).metadata == metadata
     assert "| mean_dice | 0.8123 |" in (trained.bundle_folder / "docs" / "README.md").read_text()
+
+
+def test_validation_dice_names_regions(root: DataRoot, configure: Configure) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    config = configure(root.path, labels=labels, regions_class_order=[2, 1])
+    means = {"(1, 2)": {"Dice": 0.8}, "2": {"Dice": 0.6}}
+    summary = {"foreground_mean": {"Dice": 0.7}, "mean": means}
+    write_json(config.fold_folder() / "validation" / "summary.json", summary)
+    measures = validation_dice(config, config.label_set)
+    assert measures == {"mean_dice": 0.7, "dice_whole": 0.8, "dice_core": 0.6}
 
 
 def test_schema_refuses_what_the_specification_does_not_allow(trained: TaskConfig) -> None:

@@ -34,8 +34,8 @@ def curve(config: TaskConfig, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((item.step, item.value) for item in client.get_metric_history(run_id, key))
 
 
-def losses(config: TaskConfig, fold: int, name: str = "checkpoint_final.pth") -> list[float]:
-    logged = load_checkpoint(config.fold_folder(fold) / name)["logging"]
+def losses(config: TaskConfig, name: str = "checkpoint_final.pth") -> list[float]:
+    logged = load_checkpoint(config.fold_folder() / name)["logging"]
     assert {len(values) for values in logged.values()} == {len(logged["train_losses"])}
     return [float(value) for value in logged["train_losses"]]
 
@@ -94,7 +94,7 @@ def test_a_finished_training_catches_up_when_the_store_is_back(
         client = MlflowClient(address)
         (run,) = client.search_runs([client.get_experiment_by_name("Hippocampus").experiment_id])
         history = client.get_metric_history(run.info.run_id, "train_loss")
-        assert [item.value for item in history] == pytest.approx(losses(config, 0))
+        assert [item.value for item in history] == pytest.approx(losses(config))
         names = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "fold_0")}
         assert any(name.startswith("training_log") for name in names)
     finally:
@@ -202,7 +202,7 @@ def test_sigkill_then_the_same_command(own_root: Path) -> None:
     result = train(config)
     assert list(before.values()) == [result["run_id"]]
     assert result["epochs"] == 4
-    assert len(losses(config, 0)) == 4
+    assert len(losses(config)) == 4
     for key in ("train_loss", "Dice_Anterior", "lr"):
         steps = [step for step, _ in curve(config, result["run_id"], key)]
         assert steps == [0, 1, 2, 3], key
@@ -225,7 +225,7 @@ def test_sigterm_keeps_the_finished_epochs(own_root: Path, trained: Trained) -> 
 
     assert train(config)["run_id"] != trained.result["run_id"]
     # seeded by epoch: the training is the one that nobody disturbed
-    assert losses(config, 0) == pytest.approx(losses(trained.config, 0), abs=2e-3)
+    assert losses(config) == pytest.approx(losses(trained.config), abs=2e-3)
 
 
 # --- changed settings ---
@@ -341,7 +341,7 @@ def test_a_full_disk_while_it_trains(
         train(config)
     assert not list(config.fold_folder().glob("checkpoint_*"))
     assert train(config)["epochs"] == 2
-    assert len(losses(config, 1)) == 2
+    assert len(losses(config)) == 2
 
 
 def test_a_full_disk_while_it_validates(
