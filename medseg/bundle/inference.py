@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medseg.bundle.torchscript import PackagedModel, load_packaged
+from medseg.imaging import ENDING, ENDINGS, Volume, from_zyx, is_nifti, stem, to_zyx, write_nifti
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress
 
 if TYPE_CHECKING:
-    from medseg.imaging import Volume
     from medseg.nnunet.prediction import CasePredictor
 
 Format = Literal["nifti", "dicom"]
-SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "dicom": ".dcm"}
+SUFFIXES: dict[Format, str] = {"nifti": ENDING, "dicom": ".dcm"}
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 """nnU-Net's file names: ``CASE_0000.nii.gz`` is the first channel of CASE."""
 
@@ -119,10 +119,10 @@ def find_cases(path: Path) -> list[Case]:
     if not path.exists():
         raise UserError(f"the input {path} does not exist: name a NIfTI file or a DICOM folder.")
     if path.is_file():
-        if _is_nifti(path):
-            match = CHANNEL.match(_stem(path))
+        if is_nifti(path):
+            match = CHANNEL.match(stem(path))
             if match is None:
-                return [Case(_stem(path), (path,), "nifti")]
+                return [Case(stem(path), (path,), "nifti")]
             name = match["case"]
             return [case for case in _nifti_cases(path.parent) if case.name == name]
         if _is_dicom(path):
@@ -144,19 +144,19 @@ def find_cases(path: Path) -> list[Case]:
 
 
 def _nifti_cases(folder: Path) -> list[Case]:
-    files = [file for file in sorted(folder.iterdir()) if _is_nifti(file) and file.is_file()]
+    files = [file for file in sorted(folder.iterdir()) if is_nifti(file) and file.is_file()]
     channels: dict[str, list[Path]] = defaultdict(list)
     for file in files:
-        match = CHANNEL.match(_stem(file))
-        channels[match["case"] if match else _stem(file)].append(file)
+        match = CHANNEL.match(stem(file))
+        channels[match["case"] if match else stem(file)].append(file)
     return [Case(name, tuple(images), "nifti") for name, images in sorted(channels.items())]
 
 
 def _targets(cases: list[Case], output: Path, wanted: str) -> list[Path]:
     if wanted not in ("", *SUFFIXES):
         raise UserError(f"output_format: {wanted!r} is unknown: use nifti or dicom.")
-    suffix = "".join(output.suffixes[-2:]) if output.name.endswith(".nii.gz") else output.suffix
-    of_suffix: dict[str, Format] = {".nii.gz": "nifti", ".nii": "nifti", ".dcm": "dicom"}
+    suffix = next((each for each in ENDINGS if output.name.endswith(each)), output.suffix)
+    of_suffix: dict[str, Format] = {**dict.fromkeys(ENDINGS, "nifti"), ".dcm": "dicom"}
     is_file = suffix in of_suffix and not output.is_dir()
     if is_file and len(cases) > 1:
         raise UserError(
@@ -225,8 +225,6 @@ def _segment_case(
     number: int,
     total: int,
 ) -> None:
-    from medseg.imaging import from_zyx
-
     started = time.monotonic()
     image, reference = _read(case, predictor.channels)
     mask = from_zyx(predictor.segment(image, reference.spacing[::-1]))
@@ -236,8 +234,6 @@ def _segment_case(
 
         write_segmentation(mask, reference, target, segment_names(packaged))
     else:
-        from medseg.imaging import write_nifti
-
         write_nifti(mask, reference.affine, target)
     seconds = time.monotonic() - started
     progress(f"{case.name} segmented in {seconds:.1f} s", number, total)
@@ -246,11 +242,10 @@ def _segment_case(
 def _read(case: Case, channels: int) -> tuple[np.ndarray[Any, Any], Volume]:
     """The image ``(channel, z, y, x)`` of a case, and the volume of its first channel."""
     from medseg.dicom import read_image
-    from medseg.imaging import to_zyx
 
     volumes = [read_image(path) for path in case.images]
     image = to_zyx(volumes)
-    names = [CHANNEL.match(_stem(path)) for path in case.images]
+    names = [CHANNEL.match(stem(path)) for path in case.images]
     numbers = [int(name["channel"]) for name in names if name]
     if image.shape[0] != channels or (numbers and numbers != list(range(len(numbers)))):
         found = ", ".join(path.name for path in case.images)
@@ -282,14 +277,6 @@ def _files(case: Case) -> list[Path]:
     if case.format == "nifti":
         return list(case.images)
     return [file for image in case.images for file in [image, *image.rglob("*")] if file.is_file()]
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _is_dicom(path: Path) -> bool:

@@ -1,18 +1,144 @@
-"""The converted dataset as a whole: its manifest and its quality table."""
+"""The quality table of a dataset that was converted from DICOM, and the dataset as a whole."""
 
 from __future__ import annotations
 
-import html
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from medseg import __version__
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
 from medseg.dataset.folders import dataset_folder
-from medseg.project import DataRoot, Manifest, UserError, progress, result, write_json
+from medseg.dataset.layouts import DESCRIPTION
+from medseg.imaging import Volume
+from medseg.project import (
+    DataRoot,
+    Manifest,
+    UserError,
+    progress,
+    read_json,
+    result,
+    write_json,
+)
 
 CONVERSION = "dicom_to_nifti"
 """The name of a converted case's manifest; its result is the case's row of the quality table."""
+
+QUALITY = "quality"
+"""The field of ``dataset.json`` that holds the table."""
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """What the quality table says of one case.
+
+    Attributes:
+        case: The case identifier.
+        size: Voxels along i, j, k.
+        spacing: Millimetres along i, j, k, to a ten-thousandth.
+        orientation: Where i, j, k grow to, as letters in RAS.
+        intensity: Smallest and largest value of the (first) image; HU for CT.
+        labels: Structures of the label map to their values; empty where there is no label.
+        volumes_ml: Structures to their volume in millilitres.
+        warnings: What a person should look at.
+    """
+
+    case: str
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    orientation: str
+    intensity: tuple[float, float]
+    labels: dict[str, int] = field(default_factory=dict)
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def measured(
+        cls,
+        case: str,
+        image: Volume,
+        label: NDArray[Any] | None,
+        values: Mapping[str, int],
+        warnings: Sequence[str] = (),
+    ) -> QualityRow:
+        """The row of a case.
+
+        Args:
+            case: The case identifier.
+            image: Its first image.
+            label: Its label map on the grid of the image; None where there is none.
+            values: Structures of the label map to their values.
+            warnings: What the conversion remarked; an empty structure is added here.
+        """
+        millilitres = float(np.prod(image.spacing)) / 1000
+        voxels = {name: int(np.count_nonzero(label == v)) for name, v in values.items()}
+        empty = [f"{name} is empty" for name, count in voxels.items() if not count]
+        i, j, k = (round(value, 4) for value in image.spacing)
+        return cls(
+            case=case,
+            size=image.shape,
+            spacing=(i, j, k),
+            orientation=image.orientation,
+            intensity=(float(image.array.min()), float(image.array.max())),
+            labels=dict(values),
+            volumes_ml={name: round(count * millilitres, 3) for name, count in voxels.items()},
+            warnings=(*warnings, *empty),
+        )
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> QualityRow:
+        """The row that :meth:`to_json` made JSON of.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is no such row.
+        """
+        (i, j, k), (x, y, z) = content["size"], content["spacing"]
+        low, high = content["intensity"]
+        return cls(
+            case=str(content["case"]),
+            size=(int(i), int(j), int(k)),
+            spacing=(float(x), float(y), float(z)),
+            orientation=str(content["orientation"]),
+            intensity=(float(low), float(high)),
+            labels=dict(content["labels"]),
+            volumes_ml=dict(content["volumes_ml"]),
+            warnings=tuple(content["warnings"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as a JSON object, its fields named as here."""
+        return {**asdict(self), "size": list(self.size), "spacing": list(self.spacing)} | {
+            "intensity": list(self.intensity),
+            "warnings": list(self.warnings),
+        }
+
+
+def read_quality(folder: Path) -> list[QualityRow]:
+    """The quality table that :func:`collect_dataset` wrote.
+
+    Args:
+        folder: The dataset's folder.
+
+    Returns:
+        The rows, by case; none where the dataset was not converted by this project.
+
+    Raises:
+        UserError: ``dataset.json`` is damaged.
+    """
+    path = folder / DESCRIPTION
+    try:
+        rows = [QualityRow.from_json(row) for row in read_json(path, {}).get(QUALITY, ())]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: {QUALITY!r} is not a quality table: run the stage collect_dataset again."
+        ) from None
+    return sorted(rows, key=lambda row: row.case)
 
 
 def collect_dataset(
@@ -26,32 +152,34 @@ def collect_dataset(
         config: The task that the studies were converted with.
 
     Returns:
-        ``dataset`` (the content of dataset.json: cases, channel suffixes, labels), ``metadata``
-        (the same for an artifact: how many cases in place of which), ``rows`` (the quality table:
-        case, size in voxels, spacing in mm, orientation as nibabel's axis codes in RAS, intensity
-        range, label volumes in ml, warnings) and ``html`` (the table as a fragment).
+        ``dataset`` (the content of dataset.json but the table: cases, channel suffixes, labels),
+        ``metadata`` (the same for an artifact: how many cases in place of which), ``rows`` (the
+        quality table, a :class:`QualityRow` a case) and ``html`` (the table as a fragment).
 
     Raises:
         UserError: The folder holds no converted case.
     """
     folder = dataset_folder(root, output_folder, config)
-    records = [Manifest(path.parent.parent, CONVERSION).read() for path in _manifests(folder)]
-    rows = [record["result"] for record in records if record.get("result")]
+    manifests = sorted(folder.glob(f"*/.medseg/{CONVERSION}.json"))
+    records = [Manifest(path.parent.parent, CONVERSION).read().get("result") for path in manifests]
+    rows = [QualityRow.from_json(record) for record in records if record]
     if not rows:
         raise UserError(f"{folder} holds no converted case: run dicom_to_nifti on it first.")
-    labels: dict[str, Any] = dict(config.labels) if config else _agreed_labels(rows)
+    labels: dict[str, Any] = dict(config.labels) if config else {}
+    if config is None:
+        labels, rows = _agreed(rows)
     suffixes = config.modality_dict if config else DEFAULT_SUFFIXES
     dataset = {
         "name": config.experiment_name if config else folder.name,
         "channels": {key: suffix for key, suffix in suffixes.items() if key != LABEL_KEY},
         "label_suffix": suffixes[LABEL_KEY],
         "labels": labels,
-        "cases": [row["case"] for row in rows],
-        "cases_without_label": [row["case"] for row in rows if not row["labels"]],
+        "cases": [row.case for row in rows],
+        "cases_without_label": [row.case for row in rows if not row.labels],
         "medseg_version": __version__,
     }
-    write_json(folder / "dataset.json", {**dataset, "quality": rows})
-    warned = sum(bool(row["warnings"]) for row in rows)
+    write_json(folder / DESCRIPTION, {**dataset, QUALITY: [row.to_json() for row in rows]})
+    warned = sum(bool(row.warnings) for row in rows)
     progress(f"{len(rows)} cases, {warned} with warnings")
     result("NIfTI dataset", folder)
     metadata = {
@@ -62,41 +190,30 @@ def collect_dataset(
     return {"dataset": dataset, "metadata": metadata, "rows": rows, "html": _table(rows)}
 
 
-def _manifests(folder: Any) -> list[Any]:
-    return sorted(folder.glob(f"*/.medseg/{CONVERSION}.json"))
-
-
-def _agreed_labels(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """What most cases call each value; a case that disagrees gets a warning in its row."""
+def _agreed(rows: Sequence[QualityRow]) -> tuple[dict[str, int], list[QualityRow]]:
+    """What most cases call each value, and the rows with a warning where a case disagrees."""
     names: dict[int, Counter[str]] = {}
     for row in rows:
-        for name, value in row["labels"].items():
+        for name, value in row.labels.items():
             names.setdefault(value, Counter())[name] += 1
     agreed = {value: counts.most_common(1)[0][0] for value, counts in sorted(names.items())}
+    warned = []
     for row in rows:
-        for name, value in row["labels"].items():
-            if name != agreed[value]:
-                row["warnings"].append(
-                    f"label {value} is {name!r} here but {agreed[value]!r} in most cases: "
-                    "give a config, whose labels then decide by name"
-                )
-    return {"background": 0, **{name: value for value, name in agreed.items()}}
+        different = [
+            f"label {value} is {name!r} here but {agreed[value]!r} in most cases: give a config, "
+            "whose labels then decide by name"
+            for name, value in row.labels.items()
+            if name != agreed[value]
+        ]
+        warned.append(replace(row, warnings=(*row.warnings, *different)))
+    return {"background": 0, **{name: value for value, name in agreed.items()}}, warned
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    head = ("Case", "Size", "Spacing (mm)", "Axes", "Intensities", "Labels (ml)", "Warnings")
-    lines = []
-    for row in rows:
-        cells = (
-            row["case"],
-            " x ".join(map(str, row["size"])),
-            " x ".join(f"{value:.3g}" for value in row["spacing"]),
-            row["orientation"],
-            " to ".join(f"{value:.5g}" for value in row["intensity"]),
-            ", ".join(f"{name}: {volume:.4g}" for name, volume in row["volumes_ml"].items()),
-            "; ".join(row["warnings"]),
-        )
-        lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-    header = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+def _table(rows: Sequence[QualityRow]) -> str:
+    import jinja2  # composing pipelines imports this room, without the stages' packages
+
+    template = files("medseg.dataset").joinpath("quality.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template).render(rows=rows)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY
+from medseg.dataset import DESCRIPTION, check_decathlon, decathlon_cases, read_description
+from medseg.imaging import ENDING
 from medseg.project import UserError, write_text
 
 SHORT_TRAINING = {
@@ -19,7 +21,6 @@ SHORT_TRAINING = {
 }
 """Enough for the phantoms on two CPU cores; a real task keeps nnU-Net's 1000 epochs of 250."""
 
-_ENDING = ".nii.gz"
 _MINIMUM_CASES = 5  # nnU-Net's split
 _HELD_BACK = 3
 
@@ -50,30 +51,23 @@ def write_demo_config(path: Path, dataset: Path, name: str) -> None:
 
 def demo_config(dataset: Path, name: str) -> dict[str, Any]:
     """The content of :func:`write_demo_config`'s file; same arguments, same errors."""
-    file = dataset / "dataset.json"
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-        modality = {int(key): str(value) for key, value in described["modality"].items()}
-        labels = {str(label): int(value) for value, label in described["labels"].items()}
-    except OSError:
+    check_decathlon(dataset)
+    described = read_description(dataset)
+    if not described.channels or not described.labels:
         raise UserError(
-            f"{dataset} holds no readable dataset.json: give a folder in the Decathlon format "
-            "(dataset.json, imagesTr, labelsTr)."
-        ) from None
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(
-            f"{file} is not a Decathlon dataset.json: it must map numbers to names under "
-            "'modality' and 'labels'."
-        ) from None
-    labels = {"background": 0} | {label: value for label, value in labels.items() if value != 0}
-    channels = [modality[key] for key in sorted(modality)]
+            f"{dataset / DESCRIPTION} is not a Decathlon dataset.json: it must map numbers to "
+            "names under 'modality' and 'labels'."
+        )
+    channels = list(described.channels)
+    foreground = {name: value for name, value in described.labels.items() if value != 0}
+    labels = {"background": 0, **foreground}
     number = re.search(r"[1-9]\d{0,2}", name)
     return {
         "data_dir": f"/mnt/Data/NIFTI/{name}",
         "nnunet_root_dir": "/mnt/Data/nnUNet",
         "dataset_name_or_id": f"{int(number[0]) if number else 1:02d}",
         "dataset_format": "subfolders",
-        "modality_dict": _suffixes(channels) | {"label": f"_label{_ENDING}"},
+        "modality_dict": _suffixes(channels) | {LABEL_KEY: DEFAULT_SUFFIXES[LABEL_KEY]},
         "modality_list": channels,
         "experiment_name": re.sub(r"[^\w.-]", "_", name),
         "labels": labels,
@@ -88,23 +82,17 @@ def demo_config(dataset: Path, name: str) -> dict[str, Any]:
 
 def _suffixes(channels: list[str]) -> dict[str, str]:
     if len(channels) == 1:
-        return {"image": f"_image{_ENDING}"}
+        return {"image": DEFAULT_SUFFIXES["image"]}
     keys = [re.sub(r"\W+", "_", channel) for channel in channels]
-    return {key: f"_{key}{_ENDING}" for key in keys}
+    return {key: f"_{key}{ENDING}" for key in keys}
 
 
 def _test_cases(dataset: Path) -> list[str]:
-    labelled = _cases(dataset / "imagesTs") & _cases(dataset / "labelsTs")
+    labelled, training = (
+        [case.name for case in decathlon_cases(dataset, part) if not case.missing]
+        for part in ("Ts", "Tr")
+    )
     if labelled:
-        return sorted(labelled)
-    training = sorted(_cases(dataset / "imagesTr") & _cases(dataset / "labelsTr"))
+        return labelled
     spare = max(0, len(training) - _MINIMUM_CASES)
     return training[len(training) - min(spare, _HELD_BACK) :]
-
-
-def _cases(folder: Path) -> set[str]:
-    return {
-        path.name.removesuffix(_ENDING)
-        for path in folder.glob(f"*{_ENDING}")
-        if not path.name.startswith(".")
-    }

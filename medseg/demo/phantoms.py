@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.imaging import ENDING, LPS_TO_RAS, write_nifti
 from medseg.project import atomic_folder, progress, write_json
 
 SPLEEN = 1
@@ -65,8 +66,8 @@ def generate_phantoms(
                 number = index + (training_cases if part == "Ts" else 0)
                 name = names[number]
                 _write_case(
-                    temporary / f"images{part}" / f"{name}.nii.gz",
-                    temporary / f"labels{part}" / f"{name}.nii.gz",
+                    temporary / f"images{part}" / f"{name}{ENDING}",
+                    temporary / f"labels{part}" / f"{name}{ENDING}",
                     np.random.default_rng([seed, total, number]),
                     # Training cases reach both ends of the range, test cases lie inside it.
                     fineness=(fineness[index] + 0.5) / count
@@ -90,10 +91,10 @@ def generate_phantoms(
                 "numTraining": training_cases,
                 "numTest": test_cases,
                 "training": [
-                    {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"}
+                    {"image": f"./imagesTr/{n}{ENDING}", "label": f"./labelsTr/{n}{ENDING}"}
                     for n in names[:training_cases]
                 ],
-                "test": [f"./imagesTs/{n}.nii.gz" for n in names[training_cases:]],
+                "test": [f"./imagesTs/{n}{ENDING}" for n in names[training_cases:]],
             },
         )
         (temporary / "README.md").write_text(
@@ -112,8 +113,6 @@ def _write_case(
     fineness: float,
     oblique: bool,
 ) -> None:
-    import nibabel
-
     affine, shape = _grid(rng, fineness, oblique)
     structures = _anatomy(rng)
     image, spleen = _render(structures, affine, shape)
@@ -122,12 +121,7 @@ def _write_case(
         (image_path, np.clip(np.rint(image), -1024, 3071).astype(np.int16)),
         (label_path, (spleen > 0.5).astype(np.uint8) * np.uint8(SPLEEN)),
     ):
-        ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-        nifti = nibabel.Nifti1Image(voxels, ras)
-        nifti.set_sform(ras, code=1)
-        nifti.set_qform(ras, code=1)
-        nifti.header.set_xyzt_units("mm")
-        nibabel.save(nifti, path)
+        write_nifti(voxels, LPS_TO_RAS @ affine, path)
 
 
 def _grid(

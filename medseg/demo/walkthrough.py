@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medseg.config import TaskConfig, load_config
+from medseg.dataset import DESCRIPTION, check_decathlon, copy_decathlon
 from medseg.demo.config import write_demo_config
 from medseg.demo.phantoms import generate_phantoms
-from medseg.project import DataRoot, Manifest, UserError, atomic_folder
+from medseg.project import DataRoot, Manifest
 
 
 @dataclass(frozen=True)
@@ -37,29 +37,17 @@ def prepare_demo(root: DataRoot, dataset: Path | None = None) -> Walkthrough:
     Raises:
         UserError: ``dataset`` is not in the Decathlon format.
     """
-    if dataset is None:
-        name = "Task09_SpleenPhantom"
-    else:
-        if not (dataset / "dataset.json").is_file():
-            raise UserError(
-                f"{dataset} holds no dataset.json: give a folder in the Decathlon format "
-                "(dataset.json, imagesTr, labelsTr)."
-            )
-        name = dataset.resolve().name
+    if dataset is not None:
+        check_decathlon(dataset)
+    name = dataset.resolve().name if dataset else "Task09_SpleenPhantom"
     source = root.path / "decathlon" / name
     made = Manifest(source, "demo")
     if not made.is_done(name):
         if dataset is None:
             generate_phantoms(source)
         else:
-            with atomic_folder(source) as folder:
-                shutil.copytree(
-                    dataset, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("._*")
-                )
-                for image in (folder / "imagesTs").glob("*.nii.gz"):
-                    if not (folder / "labelsTs" / image.name).is_file():
-                        image.unlink()  # the Decathlon's own: nothing to measure them against
-        made.record(name, [source / "dataset.json"])
+            copy_decathlon(dataset, source)
+        made.record(name, [source / DESCRIPTION])
     config_path = root.path / "configs" / f"{name}_config.yaml"
     if not config_path.is_file():
         write_demo_config(config_path, source, name)

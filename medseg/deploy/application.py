@@ -19,6 +19,7 @@ import numpy as np
 
 from medseg.deploy.package import ENVIRONMENT, TASK_FILE
 from medseg.deploy.task_file import SegmentationTask, load_segmentation_task
+from medseg.imaging import ENDING, Volume, from_zyx, resampled_onto, to_zyx, write_nifti
 from medseg.project import (
     Failures,
     Manifest,
@@ -31,13 +32,12 @@ from medseg.project import (
 if TYPE_CHECKING:
     from medseg.bundle.torchscript import PackagedModel
     from medseg.dicom import FolderSource, Series
-    from medseg.imaging import Volume
     from medseg.nnunet.prediction import CasePredictor
 
 NO_RESULT = "no-segmentation.txt"
 """What lies in the output folder in place of a result: why there is none."""
 
-SUFFIXES = {"dicom": ".dcm", "nifti": ".nii.gz"}
+SUFFIXES = {"dicom": ".dcm", "nifti": ENDING}
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,6 @@ class Package:
             UserError: The volumes have no common frame of reference or do not overlap, or hold
                 more than one channel each.
         """
-        from medseg.imaging import from_zyx, resampled_onto, to_zyx
-
         reference = volumes[self.task.reference]
         channels = []
         for name in self.channels:
@@ -309,7 +307,6 @@ def segment_files(package: Package, input_folder: Path, output: Path) -> list[Pa
         CasesFailedError: Of several cases some failed.
     """
     from medseg.dicom import read_image
-    from medseg.imaging import write_nifti
 
     with explained(output):
         cases = find_cases(package.task, input_folder, output)

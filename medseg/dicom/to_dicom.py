@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from pydicom.uid import (
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from medseg import __version__
-from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
+from medseg.config import DEFAULT_SUFFIXES, TaskConfig
+from medseg.dataset import Case, Description, cases_in, is_decathlon, read_description
 from medseg.dicom.cases import pseudonym, short_name
 from medseg.dicom.seg import LONGEST_NAME, MANUFACTURER, build_segmentation
 from medseg.dicom.targets import open_target
@@ -43,20 +43,11 @@ _MR_CHANNEL = re.compile(r"MRI?|T1.*|T2.*|FLAIR.*|PD.*|ADC.*|DWI.*|SWI.*", re.IG
 
 
 @dataclass
-class _Case:
-    """The files of one case: channel name to image file (``None``: 4D file of all channels)."""
-
-    name: str
-    images: dict[str, Path] = field(default_factory=dict)
-    label: Path | None = None
-
-
-@dataclass
 class _Dataset:
     """An input dataset, whatever its layout."""
 
     name: str
-    cases: list[_Case]
+    cases: list[Case]
     channels: list[str]
     modalities: list[str]
     labels: dict[str, int]
@@ -126,7 +117,7 @@ def nifti_to_dicom(
     for count, case in enumerate(dataset.cases, start=1):
         patient = pseudonym(root, case.name) if deidentify else case.name
         with failures.case(case.name):
-            files = [*case.images.values(), *([case.label] if case.label else [])]
+            files = [*case.images, *([case.label] if case.label.is_file() else [])]
             settings = {
                 "dataset": dataset.name,
                 "patient": patient,
@@ -152,65 +143,18 @@ def nifti_to_dicom(
 
 
 def _read_dataset(folder: Path, config: TaskConfig | None) -> _Dataset:
-    description = folder / "dataset.json"
-    decathlon = (folder / "imagesTr").is_dir() or (folder / "imagesTs").is_dir()
-    content: dict[str, Any] = {}
-    if decathlon and description.is_file():
-        try:
-            content = json.loads(description.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{description} is not valid JSON: {error}.") from None
-    cases = _decathlon_cases(folder) if decathlon else _subfolder_cases(folder, config)
+    cases = cases_in(folder, config.modality_dict if config else DEFAULT_SUFFIXES)
     if not cases:
         raise UserError(
             f"{folder} holds no NIfTI case: give a folder with imagesTr (Decathlon layout), or "
             "with one folder per case that holds <case>_image.nii.gz."
         )
-    described = _named(content, "modality", "channel_names")
-    channels = (list(config.channels) if config else described) or ["image"]
-    modalities = (config.modality_list if config else None) or described or channels
-    labels = _labels(content, config)
-    name = str(content.get("name") or folder.name)
-    return _Dataset(name, cases, channels, modalities, labels)
-
-
-def _decathlon_cases(folder: Path) -> list[_Case]:
-    cases = []
-    for part in ("Tr", "Ts"):
-        for path in sorted((folder / f"images{part}").glob("[!.]*.nii*")):
-            label = folder / f"labels{part}" / path.name
-            case = _Case(path.name.split(".nii")[0], {"": path}, label if label.exists() else None)
-            cases.append(case)
-    return cases
-
-
-def _subfolder_cases(folder: Path, config: TaskConfig | None) -> list[_Case]:
-    suffixes = config.modality_dict if config else DEFAULT_SUFFIXES
-    cases = []
-    for place in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
-        files = {key: place / f"{place.name}{suffix}" for key, suffix in suffixes.items()}
-        label = files.pop(LABEL_KEY)
-        if any(path.exists() for path in files.values()):
-            cases.append(_Case(place.name, files, label if label.exists() else None))
-    return cases
-
-
-def _named(content: dict[str, Any], *keys: str) -> list[str]:
-    """Channel names of a dataset.json, in the order of their numbers."""
-    for key in keys:
-        if isinstance(content.get(key), dict):
-            items = sorted(content[key].items(), key=lambda item: int(item[0]))
-            return [str(name) for _, name in items]
-    return []
-
-
-def _labels(content: dict[str, Any], config: TaskConfig | None) -> dict[str, int]:
-    if config is not None:
-        return config.label_set.drawn
-    found = content.get("labels") or {}
-    if all(str(key).isdecimal() for key in found):  # Decathlon: "1": "Spleen"
-        return {str(name): int(value) for value, name in found.items()}
-    return {str(name): int(value) for name, value in found.items() if isinstance(value, int)}
+    described = read_description(folder) if is_decathlon(folder) else Description()
+    named = list(described.channels)
+    channels = (list(config.channels) if config else named) or ["image"]
+    modalities = (config.modality_list if config else None) or named or channels
+    labels = config.label_set.drawn if config else described.labels
+    return _Dataset(described.name or folder.name, cases, channels, modalities, labels)
 
 
 def _modality(modality: str, dataset: _Dataset, folder: Path) -> str:
@@ -227,7 +171,7 @@ def _modality(modality: str, dataset: _Dataset, folder: Path) -> str:
 
 
 def _build(
-    case: _Case, patient: str, dataset: _Dataset, kind: str, seed: str, deidentify: bool
+    case: Case, patient: str, dataset: _Dataset, kind: str, seed: str, deidentify: bool
 ) -> dict[str, list[Dataset]]:
     """Series name to instances: the channels, then the segmentation."""
     volumes = _channels(case, dataset)
@@ -250,7 +194,7 @@ def _build(
         check_same_grid(image, volume)
         folder = f"{number}_{short_name(channel)}".rstrip("_")
         series[folder] = _image_series(study, volume, kind, channel, number, seed)
-    if case.label is not None:
+    if case.label.is_file():
         label = read_label_map(case.label)
         check_same_grid(image, label)
         names = dict(dataset.labels)
@@ -265,26 +209,19 @@ def _build(
     return series
 
 
-def _channels(case: _Case, dataset: _Dataset) -> dict[str, Volume]:
+def _channels(case: Case, dataset: _Dataset) -> dict[str, Volume]:
     volumes: dict[str, Volume] = {}
-    for key, path in case.images.items():
-        volume = read_nifti(path)
-        arrays = _split(volume)
-        names = [key] if key else dataset.channels
-        if len(arrays) != len(names):
+    single = len(case.images) == 1  # with all channels
+    for path, channel in zip(case.images, dataset.channels, strict=False):
+        parts = read_nifti(path).channels
+        names = dataset.channels if single else [channel]
+        if len(parts) != len(names):
             raise UserError(
-                f"{path.name} has {len(arrays)} channels, but {len(names)} are declared "
+                f"{path.name} has {len(parts)} channels, but {len(names)} are declared "
                 f"({', '.join(names)}): correct dataset.json or the config."
             )
-        for name, array in zip(names, arrays, strict=True):
-            volumes[name] = Volume(array, volume.affine, volume.name)
+        volumes.update(zip(names, parts, strict=True))
     return volumes
-
-
-def _split(volume: Volume) -> list[NDArray[Any]]:
-    if volume.array.ndim == 3:
-        return [volume.array]
-    return [volume.array[..., channel] for channel in range(volume.array.shape[3])]
 
 
 def _image_series(

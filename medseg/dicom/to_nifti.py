@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
-from medseg.dataset import CONVERSION, dataset_folder
+from medseg.dataset import CONVERSION, QualityRow, dataset_folder
 from medseg.dicom.cases import case_names
 from medseg.dicom.private import private_path
 from medseg.dicom.seg import Segment, paint_segments, read_segments
@@ -226,7 +226,8 @@ def _convert(
     if label is not None:
         outputs.append(write_nifti(label, image.affine, label_path))
     values = {segment.name: value for _, segment, value in chosen}
-    manifest.record(inputs, outputs, _row(case, image, label, values, warnings))
+    row = QualityRow.measured(case, image, label, values, warnings)
+    manifest.record(inputs, outputs, row.to_json())
     return True
 
 
@@ -358,32 +359,3 @@ def _referenced_series(segmentation: Dataset) -> list[str]:
     return [
         str(item.SeriesInstanceUID) for item in segmentation.get("ReferencedSeriesSequence") or ()
     ]
-
-
-# --- the quality table ---
-
-
-def _row(
-    case: str,
-    image: Volume,
-    label: NDArray[Any] | None,
-    values: dict[str, int],
-    warnings: list[str],
-) -> dict[str, Any]:
-    millilitres = float(np.prod(image.spacing)) / 1000
-    volumes = {}
-    for name, value in values.items():
-        voxels = int(np.count_nonzero(label == value))
-        volumes[name] = round(voxels * millilitres, 3)
-        if not voxels:
-            warnings.append(f"{name} is empty")
-    return {
-        "case": case,
-        "size": list(image.shape),
-        "spacing": [round(value, 4) for value in image.spacing],
-        "orientation": image.orientation,
-        "intensity": [float(image.array.min()), float(image.array.max())],
-        "labels": values,
-        "volumes_ml": volumes,
-        "warnings": warnings,
-    }

@@ -5,16 +5,16 @@ Every function returns what it found, or the reason why there is nothing, in wor
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from medseg.config import TaskConfig
+from medseg.dataset import read_quality
+from medseg.imaging import ENDING, read_label_map, stem
 from medseg.nnunet import History, TrainedFold
 from medseg.project import UserError, file_hash
 
@@ -60,22 +60,25 @@ def dataset_facts(config: TaskConfig) -> tuple[list[CaseFacts], str]:
         The cases, and where they come from or why there are none.
     """
     parts = _parts(config)
-    rows = _read_json(config.data_folder / "dataset.json").get("quality")
+    try:
+        rows = read_quality(config.data_folder)
+    except UserError as error:
+        return [], str(error)
     if rows:
         cases = [
             CaseFacts(
-                row["case"],
-                parts.get(row["case"], "not used"),
-                tuple(row["size"]),
-                tuple(row["spacing"]),
-                (row["intensity"][0], row["intensity"][-1]) if row.get("intensity") else None,
-                row.get("volumes_ml", {}),
-                tuple(row.get("warnings", ())),
+                row.case,
+                parts.get(row.case, "not used"),
+                row.size,
+                row.spacing,
+                row.intensity,
+                row.volumes_ml,
+                row.warnings,
             )
             for row in rows
         ]
-        return sorted(cases, key=lambda each: each.case), "Measured at the conversion from DICOM."
-    labels = sorted((config.raw_folder / "labelsTr").glob("*.nii.gz"))
+        return cases, "Measured at the conversion from DICOM."
+    labels = sorted((config.raw_folder / "labelsTr").glob(f"*{ENDING}"))
     cases = [_from_label(path, parts, config) for path in labels]
     if cases:
         return cases, (
@@ -170,10 +173,7 @@ def _parts(config: TaskConfig) -> dict[str, str]:
     else:  # nnU-Net's "all", or not split yet
         parts.update(
             dict.fromkeys(
-                (
-                    path.name.removesuffix(".nii.gz")
-                    for path in (config.raw_folder / "labelsTr").glob("*.nii.gz")
-                ),
+                (stem(path) for path in (config.raw_folder / "labelsTr").glob(f"*{ENDING}")),
                 "training",
             )
         )
@@ -181,12 +181,10 @@ def _parts(config: TaskConfig) -> dict[str, str]:
 
 
 def _from_label(path: Path, parts: dict[str, str], config: TaskConfig) -> CaseFacts:
-    from medseg.imaging import read_label_map
-
     volume = read_label_map(path)
     counts = np.bincount(volume.array.ravel(), minlength=config.label_set.values[-1] + 1)
     millilitres = float(np.prod(volume.spacing)) / 1000
-    case = path.name.removesuffix(".nii.gz")
+    case = stem(path)
     return CaseFacts(
         case,
         parts.get(case, "not used"),
@@ -197,11 +195,3 @@ def _from_label(path: Path, parts: dict[str, str], config: TaskConfig) -> CaseFa
             for name, values in config.label_set.structures.values()
         },
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from medseg.config import TaskConfig
+from medseg.dataset import files_of
 from medseg.evaluation.summary import (
-    ENDING,
     SUMMARY,
     Summary,
     evaluate_pairs,
@@ -14,6 +14,7 @@ from medseg.evaluation.summary import (
     pairs_fingerprint,
     read_summary,
 )
+from medseg.imaging import ENDING, stem
 from medseg.project import (
     CasesFailedError,
     Manifest,
@@ -71,17 +72,20 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
     """
     from medseg.bundle import segment
 
-    sources = {case: case_files(config, case) for case in config.test_cases}
+    sources = {case: files_of(config, case) for case in config.test_cases}
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     placed: dict[str, list[str]] = {}
-    for case, (channels, _) in sources.items():
-        if not all(path.is_file() for path in channels):
+    for case, files in sources.items():
+        if not all(path.is_file() for path in files.images):
             continue  # it is missed below, where predictions are measured
         # nnU-Net's names; a single file may hold all channels, as in the Decathlon.
-        suffixes = [f"_{n:04d}" if len(channels) > 1 else "" for n in range(len(channels))]
-        placed[case] = [f"{case}{suffix}{ENDING}" for suffix in suffixes]
-        for path, name in zip(channels, placed[case], strict=True):
+        several = len(files.images) > 1
+        placed[case] = [
+            f"{case}{f'_{number:04d}' if several else ''}{path.name.removeprefix(stem(path))}"
+            for number, path in enumerate(files.images)
+        ]
+        for path, name in zip(files.images, placed[case], strict=True):
             link_or_copy(path, images / name)
     # what an earlier model made of a case that is no longer whole must not count for this one
     remove_others(images, [name for names in placed.values() for name in names])
@@ -93,7 +97,7 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
             (folder / f"{case}{ENDING}").unlink(missing_ok=True)
         if len(error.reasons) > config.max_failed_cases:
             raise
-    pairs = {case: (folder / f"{case}{ENDING}", label) for case, (_, label) in sources.items()}
+    pairs = {case: (folder / f"{case}{ENDING}", files.label) for case, files in sources.items()}
     done = Manifest(folder, "evaluate")
     inputs = pairs_fingerprint(pairs, config.label_set)
     if done.is_done(inputs):
@@ -102,21 +106,3 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
     write_json(folder / SUMMARY, summary)
     done.record(inputs, [folder / SUMMARY])
     return summary, True
-
-
-def case_files(config: TaskConfig, case: str) -> tuple[list[Path], Path]:
-    """Where a case lies in the dataset's folder.
-
-    Args:
-        config: The task's config.
-        case: The case.
-
-    Returns:
-        Its images, one a channel (in the Decathlon format one file for all), and its label map.
-    """
-    if config.dataset_format == "decathlon":
-        name = f"{case}{ENDING}"
-        return [config.data_folder / "imagesTr" / name], config.data_folder / "labelsTr" / name
-    folder = config.data_folder / case
-    channels = [folder / f"{case}{suffix}" for suffix in config.channels.values()]
-    return channels, folder / f"{case}{config.label_suffix}"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.config import TaskConfig
-from medseg.evaluation.held_back import case_files, measure_model
+from medseg.dataset import case_hashes, files_of
+from medseg.evaluation.held_back import measure_model
 from medseg.evaluation.summary import Summary, case_of, of_cases
 from medseg.project import (
     Manifest,
@@ -53,8 +54,6 @@ def decide_retraining(config: TaskConfig, min_new_cases: int = 1) -> dict[str, A
     Raises:
         UserError: ``min_new_cases`` is negative, or ``data_dir`` cannot be read.
     """
-    from medseg.nnunet.raw import case_hashes
-
     if min_new_cases < 0:
         raise UserError(f"min_new_cases is {min_new_cases}: give 0 or more.")
     hashes = case_hashes(config)
@@ -240,11 +239,11 @@ def _changed(candidate: Path) -> UserError:
 
 def _test_hash(config: TaskConfig) -> str:
     """Over images and labels of the test cases, each by its case's name."""
-    files = {case: case_files(config, case) for case in config.test_cases}
+    cases = {name: files_of(config, name) for name in config.test_cases}
     return fingerprint(
         {
-            case: fingerprint({}, (path for path in (*images, label) if path.is_file()))
-            for case, (images, label) in files.items()
+            name: fingerprint({}, [p for p in (*case.images, case.label) if p.is_file()])
+            for name, case in cases.items()
         }
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from medseg import __version__
 from medseg.config import TaskConfig
+from medseg.dataset import files_of
 from medseg.evaluation.facts import (
     CaseFacts,
     dataset_facts,
@@ -21,8 +22,8 @@ from medseg.evaluation.facts import (
     training_facts,
     versions,
 )
-from medseg.evaluation.held_back import case_files
-from medseg.evaluation.summary import ENDING, SUMMARY, Summary, read_summary
+from medseg.evaluation.summary import SUMMARY, Summary, read_summary
+from medseg.imaging import ENDING
 from medseg.nnunet import History, TrainedFold
 from medseg.project import UserError, progress, write_text
 from medseg.project.files import remove_stale
@@ -191,8 +192,8 @@ def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, 
     found: list[Any] = []
     for case, title in chosen.items():
         if name == "test":
-            images, reference = case_files(config, case)
-            image = images[0]
+            files = files_of(config, case)
+            image, reference = files.images[0], files.label
         else:
             image = config.raw_folder / "imagesTr" / f"{case}_0000{ENDING}"
             reference = config.preprocessed_folder / "gt_segmentations" / f"{case}{ENDING}"

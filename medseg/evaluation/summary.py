@@ -18,11 +18,11 @@ import numpy as np
 
 from medseg.config import Labels, TaskConfig
 from medseg.evaluation.metrics import DISTANCES, case_metrics
+from medseg.imaging import ENDING, check_same_grid, is_nifti, read_label_map, stem
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress, write_json
 
 Summary = dict[str, Any]
 
-ENDING = ".nii.gz"
 SUMMARY = "summary.json"
 
 
@@ -48,7 +48,7 @@ def evaluate(config: TaskConfig) -> Summary:
     references = config.preprocessed_folder / "gt_segmentations"
     # By name: the paths in the file are those of the machine that predicted.
     pairs = {
-        name.removesuffix(ENDING): (folder / name, references / name)
+        stem(name): (folder / name, references / name)
         for name in (Path(entry["prediction_file"]).name for entry in summary["metric_per_case"])
     }
     done = Manifest(folder, "evaluate")
@@ -88,9 +88,9 @@ def evaluate_folder(predictions: Path, references: Path, labels: Labels) -> Summ
     """
     return evaluate_pairs(
         {
-            path.name.removesuffix(ENDING): (path, references / path.name)
+            stem(path): (path, references / path.name)
             for path in sorted(predictions.glob(f"*{ENDING}"))
-            if not path.name.startswith(".")
+            if is_nifti(path)
         },
         labels,
         where=str(predictions),
@@ -157,7 +157,7 @@ def of_cases(summary: Summary, cases: Collection[str]) -> Summary:
 
 def case_of(entry: Mapping[str, Any]) -> str:
     """The case that an entry of ``metric_per_case`` is about."""
-    return Path(entry["prediction_file"]).name.removesuffix(ENDING)
+    return stem(entry["prediction_file"])
 
 
 def read_summary(path: Path) -> Summary:
@@ -244,8 +244,6 @@ def _measure(
     pairs: Mapping[str, tuple[Path, Path]], labels: Labels, stage: str
 ) -> tuple[dict[str, dict[str, Any]], Failures]:
     from dataclasses import replace
-
-    from medseg.imaging import check_same_grid, read_label_map
 
     failures = Failures(stage)
     measured = {}

@@ -4,8 +4,8 @@
 * :func:`read_nifti`, :func:`read_label_map` and :func:`write_nifti` are the only ways by which this
   project reads and writes NIfTI; :func:`is_nifti`, :func:`stem` and ``ENDING`` are all that knows
   the files' names.
-* :func:`check_same_grid` says when two volumes have the same voxels, :func:`resampled_onto` makes
-  it so.
+* :func:`check_same_grid` (or :func:`same_grid`) says when two volumes have the same voxels,
+  :func:`resampled_onto` makes it so.
 * :func:`to_zyx` and :func:`from_zyx` turn arrays into nnU-Net's order and back.
 
 Conventions: arrays are indexed ``[i, j, k]`` as in NIfTI; affines map such an index to millimetres

@@ -1,15 +1,12 @@
-"""Whether volumes have the same voxels, what to do where they have not, and the order of axes."""
+"""Whether volumes have the same voxels, and the order of axes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
-import nibabel
 import numpy as np
 from nibabel.affines import apply_affine
-from nibabel.processing import resample_from_to
 from numpy.typing import NDArray
 
 from medseg.imaging.volume import Volume
@@ -41,6 +38,11 @@ def check_same_grid(first: Volume, second: Volume) -> None:
         raise UserError(f"{difference}; resample the one onto the other's grid first.")
 
 
+def same_grid(first: Volume, second: Volume) -> bool:
+    """Whether :func:`check_same_grid` holds."""
+    return not _difference(first, second)
+
+
 def check_rectangular(volume: Volume) -> None:
     """Checks that a volume's axes are perpendicular, as DICOM series and SimpleITK need them.
 
@@ -59,46 +61,6 @@ def check_rectangular(volume: Volume) -> None:
             f"{volume.name} is sheared (its axes are not perpendicular, as with a tilted gantry): "
             "resample it onto a rectangular grid first."
         )
-
-
-def resampled_onto(volume: Volume, reference: Volume) -> Volume:
-    """A volume on the grid of another, resampled with linear interpolation where it is not.
-
-    Beyond its own border it keeps the border's values, as MONAI's ``ResampleToMatch`` does.
-
-    Args:
-        volume: A volume of three dimensions.
-        reference: The volume whose grid to take.
-
-    Returns:
-        ``volume`` itself where both have one grid already (:func:`check_same_grid`), else float32
-        values on the grid of ``reference``.
-
-    Raises:
-        UserError: The grids differ, and the two do not overlap, or are of DICOM and have no common
-            frame of reference.
-    """
-    if not _difference(reference, volume):
-        return volume
-    frames = [
-        {str(item.get("FrameOfReferenceUID") or "") for item in each.instances}
-        for each in (reference, volume)
-    ]
-    if frames[0] != frames[1] or "" in frames[0]:
-        raise UserError(
-            f"{volume.name} and {reference.name} have no common frame of reference: register the "
-            "one to the other first."
-        )
-    corners = apply_affine(np.linalg.inv(volume.affine) @ reference.affine, _corners(reference))
-    if (corners.max(0) < 0).any() or (corners.min(0) > np.array(volume.shape) - 1).any():
-        raise UserError(
-            f"{volume.name} and {reference.name} do not overlap: register the one to the other "
-            "first."
-        )
-    image = nibabel.Nifti1Image(volume.array.astype(np.float32), volume.affine)
-    target = (reference.shape, reference.affine)
-    array = np.asarray(resample_from_to(image, target, order=1, mode="nearest").dataobj)
-    return replace(volume, array=array, affine=reference.affine)
 
 
 def to_zyx(volumes: Sequence[Volume]) -> NDArray[Any]:
@@ -137,7 +99,7 @@ def _difference(first: Volume, second: Volume) -> str:
             f"{second.name} has {_size(second.shape)} voxels, but {first.name} has "
             f"{_size(first.shape)}"
         )
-    places = [apply_affine(each.affine, _corners(first)) for each in (first, second)]
+    places = [apply_affine(each.affine, corners(first)) for each in (first, second)]
     apart = np.abs(places[0] - places[1]).max()
     tolerance = SAME_PLACE * min(first.spacing)
     if apart <= tolerance:
@@ -171,8 +133,8 @@ def _difference(first: Volume, second: Volume) -> str:
     )
 
 
-def _corners(volume: Volume) -> NDArray[np.float64]:
-    """The indices of the eight corner voxels' centres."""
+def corners(volume: Volume) -> NDArray[np.float64]:
+    """The indices ``[i, j, k]`` of a volume's eight corner voxels, one a row."""
     return np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape, dtype=np.float64) - 1)
 
 

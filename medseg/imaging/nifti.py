@@ -1,4 +1,4 @@
-"""NIfTI files: their names, the one reader, the one writer."""
+"""NIfTI files: the one reader, the one writer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ from numpy.typing import NDArray
 from medseg.imaging.volume import Volume
 from medseg.project import UserError, atomic_file
 
-ENDING = ".nii.gz"
-"""How the files that we write end."""
-
-ENDINGS = (ENDING, ".nii")
-"""How the files that we read end."""
-
 LEVEL = 2
 """igzip's level: about the size of zlib's default, many times faster."""
 
@@ -33,24 +27,6 @@ _DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
     ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error,
     igzip_lib.IsalError,  # a class, whatever its stub says
 )  # fmt: skip
-
-
-def is_nifti(path: str | Path) -> bool:
-    """Whether a file's name is that of a NIfTI file.
-
-    Hidden files are none (macOS leaves ``._CASE.nii.gz`` in archives).
-    """
-    name = Path(path).name
-    return name.endswith(ENDINGS) and not name.startswith(".")
-
-
-def stem(path: str | Path) -> str:
-    """A file's name without the NIfTI ending: ``a.b.nii.gz`` gives ``a.b``."""
-    name = Path(path).name
-    for ending in ENDINGS:
-        if name.endswith(ending):
-            return name.removesuffix(ending)
-    return name
 
 
 def read_nifti(path: str | Path) -> Volume:
@@ -167,7 +143,7 @@ def write_nifti(array: NDArray[Any], affine: NDArray[np.float64], path: str | Pa
     image.set_sform(affine, code=1)
     image.header["magic"] = b"n+1"
     image.header["vox_offset"] = 352  # the header, and four bytes that say: no extensions
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, _named(temporary):
         if path.suffix == ".gz":
             threads = min(4, os.cpu_count() or 1)
             stream = igzip_threaded.open(temporary, "wb", compresslevel=LEVEL, threads=threads)
@@ -177,6 +153,15 @@ def write_nifti(array: NDArray[Any], affine: NDArray[np.float64], path: str | Pa
             stream.write(image.header.binaryblock + bytes(4))
             stream.write(array.tobytes(order="F"))
     return path
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says which file could not be written, which an open one does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _storable(array: NDArray[Any], name: str) -> NDArray[Any]:

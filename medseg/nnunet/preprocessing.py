@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from medseg.config import TaskConfig
+from medseg.imaging import ENDING
 from medseg.nnunet.console import bar_as_progress, quiet
 from medseg.nnunet.devices import processes
 from medseg.nnunet.paths import environment
@@ -26,7 +27,7 @@ from medseg.nnunet.plans import (
     plans_path,
     settings_of,
 )
-from medseg.nnunet.raw import ENDING, prepared
+from medseg.nnunet.raw import prepared
 from medseg.nnunet.workers import for_each_case
 from medseg.project import (
     Failures,

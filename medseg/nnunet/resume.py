@@ -95,7 +95,7 @@ def trained_cases(config: TaskConfig) -> dict[str, str]:
         config: The task's config.
 
     Returns:
-        Case to the hash that :func:`~medseg.nnunet.raw.case_hashes` gives for the same files.
+        Case to the hash that :func:`~medseg.dataset.case_hashes` gives for the same files.
     """
     hashes = prepared_hashes(config)
     trained = read_record(config).get("cases")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from medseg.config import TaskConfig
+from medseg.imaging import ENDING
 from medseg.nnunet.checkpoints import load_checkpoint
 from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import processes, threads
 from medseg.nnunet.paths import environment
 from medseg.nnunet.preprocessing import preprocessed, split_of
-from medseg.nnunet.raw import ENDING
 from medseg.nnunet.resume import require_final
 from medseg.project import (
     Failures,

@@ -59,7 +59,7 @@ def test_training_keeps_five_cases(tmp_path: Path, cases: int, held_back: int) -
 
 
 def test_bad_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no readable dataset\.json.*Decathlon format"):
+    with pytest.raises(UserError, match=r"holds no dataset\.json.*Decathlon format"):
         demo_config(tmp_path, "x")
     (tmp_path / "dataset.json").write_text('{"labels": []}')
     with pytest.raises(UserError, match=r"dataset\.json is not a Decathlon dataset\.json"):

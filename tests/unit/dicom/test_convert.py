@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import stat
@@ -137,7 +136,7 @@ def test_no_segmentation_no_label(one_series: Path, root: DataRoot) -> None:
     assert not (root.path / f"NIFTI/{CASE}/{CASE}_label.nii.gz").exists()
     found = collect_dataset(root, "NIFTI")
     assert found["dataset"]["cases_without_label"] == [CASE]
-    assert found["rows"][0]["warnings"] == ["no label: the study has no DICOM SEG of this image"]
+    assert found["rows"][0].warnings == ("no label: the study has no DICOM SEG of this image",)
 
 
 def test_names_decide_with_a_config(
@@ -160,14 +159,14 @@ def test_person_before_algorithm_and_later_before_earlier(one_series: Path, root
     first = draw(one_series, "T1post", {"Tumor": 1}, person=False, column=20)
     convert(root)
     assert label_of(root)[20:30].sum() == 300
-    warnings = collect_dataset(root, "NIFTI")["rows"][0]["warnings"]
-    assert warnings == ["the label was made by an algorithm alone"]
+    warnings = collect_dataset(root, "NIFTI")["rows"][0].warnings
+    assert warnings == ("the label was made by an algorithm alone",)
 
     draw(one_series, "T1post", {"Tumor": 1}, column=50)
     convert(root)
     assert label_of(root)[50:60].sum() == label_of(root).sum() == 300
-    warnings = collect_dataset(root, "NIFTI")["rows"][0]["warnings"]
-    assert warnings == ["segments that only an algorithm made were left out"]
+    warnings = collect_dataset(root, "NIFTI")["rows"][0].warnings
+    assert warnings == ("segments that only an algorithm made were left out",)
 
     corrected = pydicom.dcmread(draw(one_series, "T1post", {"Tumor": 1}, column=80))
     corrected.ContentDate = "29991231"
@@ -216,7 +215,7 @@ def test_cases_that_name_a_label_differently(one_series: Path, root: DataRoot) -
     convert(root)
     found = collect_dataset(root, "NIFTI")
     assert found["dataset"]["labels"] == {"background": 0, "Tumor": 1}
-    warned = {row["case"]: row["warnings"] for row in found["rows"] if row["warnings"]}
+    warned = {row.case: row.warnings for row in found["rows"] if row.warnings}
     assert list(warned) == ["P2"]
     assert "label 1 is 'Cyst' here but 'Tumor' in most cases" in warned["P2"][0]
     assert "Cyst" in found["html"]
@@ -402,7 +401,7 @@ def test_nothing_tells_who_the_patient_is(
         path.unlink()
         failure(root)
     captured = capsys.readouterr()
-    told = [captured.out, captured.err, caplog.text, json.dumps(found)]
+    told = [captured.out, captured.err, caplog.text, str(found)]
     told += [str(item.message) for item in recwarn]
     told += [path.read_text() for path in root.path.rglob("*.json")]
     assert CASE in captured.out

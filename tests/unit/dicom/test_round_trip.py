@@ -76,17 +76,13 @@ def test_dataset_manifest_and_quality_table(converted: DataRoot) -> None:
     assert found["dataset"]["labels"] == {"background": 0, "Anterior": 1, "Posterior": 2}
     assert len(found["dataset"]["cases"]) == 40
     row = found["rows"][0]
-    assert (row["case"], row["size"], row["orientation"]) == (
-        "hippocampus_001",
-        [35, 51, 35],
-        "RAS",
-    )
+    assert (row.case, row.size, row.orientation) == ("hippocampus_001", (35, 51, 35), "RAS")
     label = read_nifti(converted.path / "Task04/labelsTr/hippocampus_001.nii.gz").array
-    assert row["volumes_ml"]["Anterior"] == pytest.approx((label == 1).sum() / 1000)  # 1 mm voxels
-    assert row["warnings"] == []
+    assert row.volumes_ml["Anterior"] == pytest.approx((label == 1).sum() / 1000)  # 1 mm voxels
+    assert row.warnings == ()
     assert found["html"].count("<tr>") == 41
     on_disk = json.loads((converted.path / "NIFTI" / "dataset.json").read_text())
-    assert on_disk["quality"] == found["rows"]
+    assert on_disk["quality"] == [row.to_json() for row in found["rows"]]
 
 
 def segment_attributes() -> list[dict[str, Any]]:

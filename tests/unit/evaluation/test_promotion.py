@@ -18,12 +18,12 @@ import pytest
 import yaml
 
 from medseg.config import TaskConfig, load_config
+from medseg.dataset import case_hashes
 from medseg.evaluation import decide_retraining, describe_promotion, promote, promotion
 from medseg.evaluation.held_back import measure_model
 from medseg.evaluation.promotion import present_model, read_promotions
 from medseg.imaging import read_nifti, write_nifti
 from medseg.nnunet import prepare_dataset
-from medseg.nnunet.raw import case_hashes
 from medseg.project import CasesFailedError, DataRoot, Failures, UserError, write_json
 
 TESTED = ["t1", "t2", "t3"]
