@@ -29,7 +29,9 @@ def convert_studies(
     from medseg.dicom import convert_studies as convert_shard
     from medseg.project import stage
 
-    with stage("convert_studies", target=f"{output_folder or config_file_path}-{shard}") as root:
+    with stage(
+        "convert_studies", target=f"{output_folder or config_file_path}-{shard}", private=True
+    ) as root:
         config = load_config(config_file_path, root) if config_file_path else None
         done = convert_shard(
             root, studies, shard, output_folder, config=config, deidentify=deidentify

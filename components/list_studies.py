@@ -22,6 +22,6 @@ def list_studies(
     from medseg.dicom import list_studies as write_shards
     from medseg.project import stage
 
-    with stage("list_studies", target=output_folder or config_file_path) as root:
+    with stage("list_studies", target=output_folder or config_file_path, private=True) as root:
         config = load_config(config_file_path, root) if config_file_path else None
         return write_shards(root, studies, output_folder, config=config, shards=shards)

@@ -29,7 +29,7 @@ def nifti_to_dicom(
     from medseg.dicom import nifti_to_dicom as write_studies
     from medseg.project import stage
 
-    with stage("nifti_to_dicom", target=output) as root:
+    with stage("nifti_to_dicom", target=output, private=True) as root:
         config = load_config(config_file_path, root) if config_file_path else None
         done = write_studies(
             root, input_folder, output, config=config, modality=modality, deidentify=deidentify

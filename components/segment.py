@@ -27,7 +27,7 @@ def segment(
     from medseg.bundle import segment as segment_images
     from medseg.project import result, stage
 
-    with stage("segment", target=output) as root:
+    with stage("segment", target=output, private=True) as root:
         paths = segment_images(
             root.resolve(model, field="model"),
             root.resolve(input, field="input"),

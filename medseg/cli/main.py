@@ -62,7 +62,15 @@ def pipelines(name: str | None) -> None:
     show_default=True,
     help="Run the stages with this Python, or in their images.",
 )
-def run(name: str, data_root: Path, file: Path | None, given: tuple[str, ...], runner: str) -> None:
+@click.option("--name", "run_name", default="", help="Name of the run and its folder in runs/.")
+def run(
+    name: str,
+    data_root: Path,
+    file: Path | None,
+    given: tuple[str, ...],
+    runner: str,
+    run_name: str,
+) -> None:
     """Run the compiled pipeline NAME on this machine."""
     from medseg.cli.progress import run_and_show
     from medseg.kubeflow.compiled import read_pipeline
@@ -71,7 +79,7 @@ def run(name: str, data_root: Path, file: Path | None, given: tuple[str, ...], r
 
     pipeline = read_pipeline(name)
     finished = run_and_show(
-        pipeline, DataRoot.at(data_root), read_arguments(file, given), runner=runner
+        pipeline, DataRoot.at(data_root), read_arguments(file, given), runner=runner, name=run_name
     )
     raise SystemExit(0 if finished.succeeded else 1)
 

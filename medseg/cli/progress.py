@@ -18,6 +18,7 @@ from rich.table import Table
 from medseg.kubeflow.compiled import CompiledPipeline
 from medseg.kubeflow.local import LocalRun, run_local
 from medseg.project import DataRoot
+from medseg.project.events import Event
 
 
 def run_and_show(
@@ -26,6 +27,7 @@ def run_and_show(
     arguments: dict[str, Any],
     *,
     runner: str = "subprocess",
+    name: str = "",
 ) -> LocalRun:
     """Runs a pipeline, shows each stage's progress, then a summary.
 
@@ -36,16 +38,18 @@ def run_and_show(
         root: The data root.
         arguments: Values by parameter name.
         runner: As in :func:`medseg.kubeflow.local.run_local`.
+        name: As there.
     """
     # bound to this stdout: during the run, kfp.local's own output goes to the log
     console = Console(file=sys.stdout, highlight=False)
     console.print(f"[bold]{pipeline.name}[/] on {root.path}", soft_wrap=True)
     if console.is_terminal:
-        with _Live(console) as live:
-            run = run_local(pipeline, root, arguments, live.handle, runner=runner)
+        with LiveDisplay(console) as live:
+            run = run_local(pipeline, root, arguments, live.handle, runner=runner, name=name)
     else:
-        run = run_local(pipeline, root, arguments, _Lines(console).handle, runner=runner)
-    _summary(console, run)
+        lines = LineDisplay(console)
+        run = run_local(pipeline, root, arguments, lines.handle, runner=runner, name=name)
+    show_summary(console, run)
     return run
 
 
@@ -81,17 +85,20 @@ def _parts(target: str) -> list[str]:
     return re.split(r"(?<=[-/])", target)
 
 
-class _Lines:
+class LineDisplay:
+    """A line for every step: for a log, or CI."""
+
     def __init__(self, console: Console) -> None:
         self.console = console
         self.names = _Names()
         self.quiet_until: dict[Key, float] = {}
 
-    def handle(self, event: dict[str, Any]) -> None:
-        key, kind, message = (event["stage"], event["target"]), event["event"], event["message"]
+    def handle(self, event: Event) -> None:
+        """Shows an event."""
+        key, kind, message = (event.stage, event.target), event.kind, event.message
         self.names.add(key)
         if kind == "progress":
-            done, total = event.get("done"), event.get("total")
+            done, total = event.done, event.total
             if done != total and time.monotonic() < self.quiet_until.get(key, 0):
                 return  # a line every few seconds is enough for a log
             self.quiet_until[key] = time.monotonic() + 5
@@ -108,7 +115,9 @@ class _Lines:
         self.console.file.flush()
 
 
-class _Live:
+class LiveDisplay:
+    """A line for every stage, with its progress, on a terminal; a context manager."""
+
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
             SpinnerColumn(finished_text=" "),
@@ -121,29 +130,29 @@ class _Live:
         self.names = _Names()
         self.tasks: dict[Key, TaskID] = {}
 
-    def __enter__(self) -> _Live:
+    def __enter__(self) -> LiveDisplay:
         self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def handle(self, event: dict[str, Any]) -> None:
-        key, kind = (event["stage"], event["target"]), event["event"]
-        if kind == "start":
+    def handle(self, event: Event) -> None:
+        """Shows an event."""
+        key, kind = (event.stage, event.target), event.kind
+        if key not in self.tasks or kind == "start":
             self.names.add(key)
             self.tasks[key] = self.progress.add_task("", total=None, stage="")
             for other, task in self.tasks.items():  # an earlier one may need its target now
                 self.progress.update(task, stage=self.names[other])
-            return
         task = self.tasks[key]
-        message = escape(event["message"])
+        message = escape(event.message)
         if kind == "progress":
             self.progress.update(
                 task,
                 description=message,
-                completed=event.get("done") or 0,
-                total=event.get("total"),
+                completed=event.done or 0,
+                total=event.total,
             )
         elif kind == "end":
             self.progress.update(task, description="[green]done", total=1, completed=1)
@@ -152,7 +161,8 @@ class _Live:
             self.progress.stop_task(task)
 
 
-def _summary(console: Console, run: LocalRun) -> None:
+def show_summary(console: Console, run: LocalRun) -> None:
+    """Shows what a run did: its stages, where its results lie, what went wrong."""
     table = Table()
     table.add_column("stage")
     table.add_column("state")

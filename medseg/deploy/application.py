@@ -199,7 +199,7 @@ def segment_studies(
         study.uid: (output / folders[study.uid] if len(studies) > 1 else output) / name
         for study in studies
     }
-    failures = Failures("inference", private=True)
+    failures = Failures(private=True)
     for number, study in enumerate(studies, start=1):
         case = folders[study.uid] if len(studies) > 1 else "the study"
         target = targets[study.uid]
@@ -310,7 +310,7 @@ def segment_files(package: Package, input_folder: Path, output: Path) -> list[Pa
 
     with explained(output):
         cases = find_cases(package.task, input_folder, output)
-    failures = Failures("inference", private=True)
+    failures = Failures(private=True)
     targets = [output / f"{case}{SUFFIXES['nifti']}" for case in cases]
     _refuse_foreign(output, targets)
     for number, ((case, files), target) in enumerate(zip(cases.items(), targets, strict=True), 1):
@@ -475,7 +475,5 @@ def _foreign(path: Path) -> _ForeignResultError:
 
 
 def _finish(failures: Failures, targets: list[Path]) -> list[Path]:
-    if len(targets) == 1 and failures.reasons:
-        raise UserError(next(iter(failures.reasons.values())))
     failures.check(len(targets))
     return targets

@@ -112,7 +112,7 @@ def nifti_to_dicom(
     dataset = _read_dataset(folder, config)
     kind = _modality(modality, dataset, folder)
     target = open_target(root, output)
-    failures = Failures("nifti_to_dicom", private=True)
+    failures = Failures(private=True)
     cases, written = [], []
     for count, case in enumerate(dataset.cases, start=1):
         patient = pseudonym(root, case.name) if deidentify else case.name

@@ -147,7 +147,7 @@ def convert_studies(
     source = open_source(root, studies)
     listed = [study for study in source.studies() if study.uid in set(study_uids)]
     names = case_names(root, folder, listed, deidentify=deidentify)
-    failures = Failures("dicom_to_nifti", private=True)
+    failures = Failures(private=True)
     for uid in study_uids:
         if uid not in names:
             failures.reasons[uid] = f"{studies} does not hold this study (any more)"

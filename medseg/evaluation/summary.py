@@ -55,7 +55,7 @@ def evaluate(config: TaskConfig) -> Summary:
     inputs = pairs_fingerprint(pairs, config.label_set)
     if done.is_done(inputs):
         return summary
-    measured, failures = _measure(pairs, config.label_set, "validate")
+    measured, failures = _measure(pairs, config.label_set)
     for entry in summary["metric_per_case"]:
         case = Path(entry["prediction_file"]).name.removesuffix(ENDING)
         for key, metrics in entry["metrics"].items():
@@ -121,7 +121,7 @@ def evaluate_pairs(
     """
     if not pairs:
         raise UserError(f"{where} holds no {ENDING} file: run the prediction first.")
-    measured, failures = _measure(pairs, labels, "evaluate")
+    measured, failures = _measure(pairs, labels)
     failures.check(len(pairs), allowed)
     summary: Summary = {
         "metric_per_case": [
@@ -241,11 +241,11 @@ def pairs_fingerprint(pairs: Mapping[str, tuple[Path, Path]], labels: Labels) ->
 
 
 def _measure(
-    pairs: Mapping[str, tuple[Path, Path]], labels: Labels, stage: str
+    pairs: Mapping[str, tuple[Path, Path]], labels: Labels
 ) -> tuple[dict[str, dict[str, Any]], Failures]:
     from dataclasses import replace
 
-    failures = Failures(stage)
+    failures = Failures()
     measured = {}
     for number, (case, (prediction_file, reference_file)) in enumerate(pairs.items(), 1):
         with failures.case(case):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
-import os
 import signal
 import tempfile
 import threading
@@ -27,13 +25,17 @@ from medseg.project import (
     MOUNT_PATH,
     DataRoot,
     UserError,
+    environment,
     explained_os_errors,
     lock,
+    safe_name,
     write_json,
 )
-from medseg.project.stages import EVENTS_VARIABLE, RUN_VARIABLE
+from medseg.project.events import Event, follow_events
+from medseg.project.stages import this_run
+from medseg.project.variables import DATA_ROOT, EVENTS, RUN_PID
 
-Listener = Callable[[dict[str, Any]], None]
+Listener = Callable[[Event], None]
 
 
 @dataclass
@@ -63,6 +65,8 @@ class LocalRun:
     Attributes:
         name: The run's name, also that of its folder in ``runs/``.
         log: The full log of all stages.
+        root: The data root.
+        stage_root: The data root as the stages see it; another place in a container.
         succeeded: Whether every stage succeeded.
         seconds: Wall time.
         errors: Messages of failed stages, as ``stage: message``.
@@ -72,11 +76,33 @@ class LocalRun:
 
     name: str
     log: Path
+    root: Path
+    stage_root: PurePath
     succeeded: bool = False
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     results: list[tuple[str, str]] = field(default_factory=list)
     stages: list[StageRun] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        """Takes note of what a stage tells."""
+        if event.kind == "start":
+            self.stages.append(StageRun(event.stage, event.target, event.time))
+        elif event.kind in ("end", "error"):
+            running = (event.stage, event.target, "running")
+            for stage in self.stages:
+                if (stage.name, stage.target, stage.state) == running:
+                    stage.state = "done" if event.kind == "end" else "failed"
+                    stage.seconds = event.time - stage.begun
+                    break
+        if event.kind == "error":
+            self.errors.append(f"{event.stage}: {event.message.removeprefix(f'{event.stage}: ')}")
+        elif event.kind == "result":
+            path = PurePath(event.path)
+            if path.is_relative_to(self.stage_root):
+                path = self.root / path.relative_to(self.stage_root)
+            if (event.message, str(path)) not in self.results:
+                self.results.append((event.message, str(path)))
 
 
 def run_local(
@@ -86,6 +112,7 @@ def run_local(
     listener: Listener | None = None,
     *,
     runner: str = "subprocess",
+    name: str = "",
 ) -> LocalRun:
     """Executes a compiled pipeline on this machine, stage by stage.
 
@@ -99,34 +126,44 @@ def run_local(
         listener: Called with every event of a stage, in another thread.
         runner: ``subprocess`` runs the stages with the current environment's Python, ``docker``
             in their images, with the data root at ``/mnt/Data``.
+        name: The run's name, for whoever starts it and looks for its folder; default: that of the
+            pipeline and the time.
 
     Returns:
         The run, also where a stage failed.
 
     Raises:
         UserError: The arguments do not fit, the data root cannot be written, or the pipeline is
-            already running on it; or Docker cannot be reached.
+            already running on it; the name is none for a folder, or taken; or Docker cannot be
+            reached.
     """
     checked = pipeline.arguments(arguments)
     started = time.monotonic()
-    name = f"{pipeline.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3]
+    name = name or f"{pipeline.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3]
     with (
         explained_os_errors(),
         lock(root, f"run-{pipeline.name}"),
         tempfile.TemporaryDirectory() as scratch,
     ):
-        folder = root.path / "runs" / name
-        folder.mkdir(parents=True)
+        folder = _new_folder(root, name)
         write_json(folder / "arguments.json", {"pipeline": pipeline.name, **checked})
-        run = LocalRun(name=name, log=folder / "log.txt")
-        places = (MOUNT_PATH if runner == "docker" else root.path, root.path)
+        stage_root = MOUNT_PATH if runner == "docker" else root.path
+        run = LocalRun(name, folder / "log.txt", root.path, stage_root)
         events = folder / "events.jsonl"
         events.touch()
-        with (
-            _environment(root, events),
-            _follow(events, functools.partial(_note, run, listener, places)),
-            _stop_with_children(),
-        ):
+        variables = {
+            DATA_ROOT.name: str(root.path),
+            EVENTS.name: str(events),
+            RUN_PID.name: this_run(),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+        def handle(event: Event) -> None:
+            run.add(event)
+            if listener is not None:
+                listener(event)
+
+        with environment(**variables), follow_events(events, handle), _stop_with_children():
             run.succeeded = _execute(
                 _for_here(pipeline, checked, images=runner == "docker"),
                 checked,
@@ -140,6 +177,20 @@ def run_local(
     if not run.succeeded and not run.errors:
         run.errors.append(f"a stage ended without a message; its last words are in {run.log}")
     return run
+
+
+def _new_folder(root: DataRoot, name: str) -> Path:
+    if name != safe_name(name, ascii_only=True):
+        raise UserError(
+            f"the run's name {name!r} is none for a folder: write letters, digits, '.', '_' and "
+            "'-', a letter or digit first and last."
+        )
+    folder = root.path / "runs" / name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{root.path} has a run {name} already: give another name.") from None
+    return folder
 
 
 @contextlib.contextmanager
@@ -207,81 +258,6 @@ def _for_here(pipeline: CompiledPipeline, arguments: dict[str, Any], *, images: 
         for task in component.get("dag", {}).get("tasks", {}).values():
             task.pop("retryPolicy", None)
     return yaml.safe_dump_all([spec, *platform], sort_keys=False)
-
-
-@contextlib.contextmanager
-def _environment(root: DataRoot, events: Path) -> Iterator[None]:
-    values = {
-        "MEDSEG_DATA_ROOT": str(root.path),
-        EVENTS_VARIABLE: str(events),
-        RUN_VARIABLE: str(os.getpid()),
-        "PYTHONUNBUFFERED": "1",
-    }
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-@contextlib.contextmanager
-def _follow(events: Path, handle: Listener) -> Iterator[None]:
-    """Hands every line that stages append to ``events`` to ``handle``, until the block ends."""
-    done = threading.Event()
-
-    def read() -> None:
-        with events.open(encoding="utf-8") as file:
-            text = ""
-            while True:
-                last = done.is_set()  # asked before reading, so that nothing is missed
-                text += file.read()
-                *lines, text = text.split("\n")
-                for line in lines:
-                    handle(json.loads(line))
-                if last:
-                    return
-                done.wait(0.1)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        yield
-    finally:
-        done.set()
-        reader.join()
-
-
-def _note(
-    run: LocalRun,
-    listener: Listener | None,
-    places: tuple[PurePath, Path],
-    event: dict[str, Any],
-) -> None:
-    """Notes an event; ``places`` are the data root as the stages see it, and as it is here."""
-    stage, kind = event["stage"], event["event"]
-    if kind == "start":
-        run.stages.append(StageRun(stage, event["target"], event["time"]))
-    elif kind in ("end", "error"):
-        for each in run.stages:
-            if (each.name, each.target, each.state) == (stage, event["target"], "running"):
-                each.state = "done" if kind == "end" else "failed"
-                each.seconds = event["time"] - each.begun
-                break
-        if kind == "error":
-            run.errors.append(f"{stage}: {event['message']}")
-    elif kind == "result":
-        path, (there, here) = PurePath(event["path"]), places
-        if path.is_relative_to(there):
-            path = here / path.relative_to(there)
-        if (event["message"], str(path)) not in run.results:
-            run.results.append((event["message"], str(path)))
-    if listener is not None:
-        listener(event)
 
 
 @contextlib.contextmanager

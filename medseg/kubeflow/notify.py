@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from medseg.project import DataRoot, UserError, secret, stage
-from medseg.project.stages import run_folder
+from medseg.project.events import Event, read_run, run_folder
 
 
 def report_run(pipeline: str, run: str, last_stage: str, times: int = 1) -> None:
@@ -69,35 +70,28 @@ def report_failure(
 
 def _outcome(folder: Path | None, last_stage: str, times: int) -> tuple[list[str], bool]:
     """The errors of stages that did not succeed in the end, and whether the last one has."""
-    events = [
-        json.loads(line)
-        for path in (sorted(folder.glob("events*.jsonl")) if folder else [])
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-    last: dict[tuple[str, str], dict[str, Any]] = {}
-    for event in sorted(events, key=lambda event: event["time"]):
-        if event["event"] in ("start", "end", "error"):
-            last[event["stage"], event["target"]] = event  # of several tries the last one counts
+    last: dict[tuple[str, str], Event] = {}
+    for event in read_run(folder) if folder else ():
+        if event.kind in ("start", "end", "error"):
+            last[event.stage, event.target] = event  # of several tries the last one counts
     last = {key: event for key, event in last.items() if key[0] != "notify"}
     errors = [
-        f"{stage}: {_public(event)}"
-        for (stage, _), event in last.items()
-        if event["event"] != "end"
+        f"{stage}: {_public(event)}" for (stage, _), event in last.items() if event.kind != "end"
     ]
-    ended = [event["event"] == "end" for (stage, _), event in last.items() if stage == last_stage]
+    ended = [event.kind == "end" for (stage, _), event in last.items() if stage == last_stage]
     return errors, sum(ended) >= times and all(ended)
 
 
-def _public(event: dict[str, Any]) -> str:
+def _public(event: Event) -> str:
     """What may leave the house: no list of cases, nothing that an unforeseen error may quote."""
-    if event["event"] == "start":
+    if event.kind == "start":
         return "ended without a message (killed, or out of memory)."
-    kind = event.get("error", "")
-    if kind == "UserError":
-        return str(event["message"])
-    if kind == "CasesFailedError":
-        return str(event["message"]).split(";")[0].split(": ", 1)[-1] + "."
-    return f"{kind}; its log says more."
+    if event.error == "UserError":
+        return event.message
+    if event.error == "CasesFailedError":
+        count = re.search(r"\d+ of \d+ cases failed \(\d+ allowed\)", event.message)
+        return f"{count[0]}." if count else "its only case failed; its log says more."
+    return f"{event.error}; its log says more."
 
 
 def _post(url: str, message: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def plan_and_preprocess(config: TaskConfig) -> dict[str, Any]:
         if before is not None:
             progress(f"{config.configuration} is preprocessed already")
             return before
-        failures = Failures("plan_and_preprocess")
+        failures = Failures()
         cases = _preprocess(config, dataset, plans_file, failures)
     _place_references(config, cases)
     _split(config, cases)

@@ -71,7 +71,7 @@ def prepare_dataset(config: TaskConfig) -> dict[str, Any]:
             that the config does not declare, an image and label of different size, spacing,
             origin or direction, or intensities that are not finite.
     """
-    failures = Failures("prepare_dataset")
+    failures = Failures()
     training, channels = cases(config), channel_names(config)
     _check_number_is_free(config)
     for folder in ("imagesTr", "labelsTr"):

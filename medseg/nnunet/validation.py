@@ -53,7 +53,7 @@ def predict_validation(config: TaskConfig) -> Path:
 
     inputs = fingerprint({"data": data["dataset_hash"], "plans": data["plans_hash"]}, [checkpoint])
     to_do = [case for case in cases if not Manifest(folder, case).is_done(inputs)]
-    failures = Failures("predict_validation")
+    failures = Failures()
     if to_do:
         (folder / "summary.json").unlink(missing_ok=True)  # it describes other predictions
         with environment(config):

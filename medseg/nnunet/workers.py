@@ -53,9 +53,9 @@ def for_each_case(
         for future in as_completed(futures):
             if isinstance(future.exception(), BrokenProcessPool):
                 raise UserError(
-                    f"{failures.stage}: a worker process was killed, most likely for lack of "
-                    "memory: set num_processes lower or give the stage more memory, then run the "
-                    "same command again; finished cases are kept."
+                    "a worker process was killed, most likely for lack of memory: set "
+                    "num_processes lower or give the stage more memory, then run the same command "
+                    "again; finished cases are kept."
                 )
             with failures.case(futures[future]):
                 yield futures[future], future.result()

@@ -6,6 +6,13 @@ from .errors import explained_os_errors as explained_os_errors
 from .errors import findings as findings
 from .errors import nearest as nearest
 from .errors import type_and_place as type_and_place
+from .events import Event as Event
+from .events import follow_events as follow_events
+from .events import progress as progress
+from .events import read_events as read_events
+from .events import read_run as read_run
+from .events import result as result
+from .events import run_folder as run_folder
 from .files import atomic_file as atomic_file
 from .files import atomic_folder as atomic_folder
 from .files import check_written as check_written
@@ -24,8 +31,7 @@ from .manifest import fingerprint as fingerprint
 from .roots import MOUNT_PATH as MOUNT_PATH
 from .roots import DataRoot as DataRoot
 from .stages import Failures as Failures
-from .stages import progress as progress
-from .stages import result as result
 from .stages import stage as stage
+from .stages import this_run as this_run
 from .variables import environment as environment
 from .variables import secret as secret

@@ -26,17 +26,30 @@ class UserError(Exception):
 class CasesFailedError(UserError):
     """Some cases of a stage failed; the others are finished and kept.
 
-    Attributes:
+    Args:
+        stage: The stage, to begin the message with; may be empty.
         reasons: Case identifier to the reason for its failure.
+        total: How many cases there are in all; of a lone one the message is its reason.
+        allowed: How many might have failed.
+
+    Attributes:
+        reasons: As given.
     """
 
     def __init__(self, stage: str, reasons: dict[str, str], total: int, allowed: int) -> None:
         self.reasons = dict(reasons)
-        listed = "; ".join(f"{case}: {reason}" for case, reason in reasons.items())
-        super().__init__(
-            f"{stage}: {len(reasons)} of {total} cases failed ({allowed} allowed); "
-            f"the others are finished and kept. {listed}"
-        )
+        listed = "; ".join(_of_case(case, reason) for case, reason in reasons.items())
+        if total > 1:
+            listed = (
+                f"{len(reasons)} of {total} cases failed ({allowed} allowed); "
+                f"the others are finished and kept. {listed}"
+            )
+        super().__init__(": ".join(filter(None, (stage, f"{listed}."))))
+
+
+def _of_case(case: str, reason: str) -> str:
+    reason = reason.removesuffix(".")
+    return reason if reason.startswith((f"{case}:", f"{case} ")) else f"{case}: {reason}"
 
 
 def explain_os_error(error: OSError) -> UserError | None:

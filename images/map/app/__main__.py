@@ -23,7 +23,7 @@ EXPORT = Path("/var/run/holoscan/export")
 def main(arguments: list[str]) -> int:
     """Runs one command; returns the exit status."""
     from medseg.project import DataRoot, UserError, explained_os_errors, stage
-    from medseg.project.stages import EVENTS_VARIABLE
+    from medseg.project.variables import EVENTS
 
     # the first process of a container ignores signals that it does not handle
     signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
@@ -34,14 +34,14 @@ def main(arguments: list[str]) -> int:
             elif arguments[:1] == ["export"]:
                 export()
             elif arguments[:1] == ["stage"]:
-                with stage("inference", target=arguments[2]) as root:
+                with stage("inference", target=arguments[2], private=True) as root:
                     segment(
                         root.resolve(arguments[1], field="input_folder_path"),
                         root.resolve(arguments[2], field="output_folder_path"),
                     )
             else:
                 if os.access(place("HOLOSCAN_LOGS_PATH"), os.W_OK):
-                    os.environ[EVENTS_VARIABLE] = str(place("HOLOSCAN_LOGS_PATH") / "events.jsonl")
+                    os.environ[EVENTS.name] = str(place("HOLOSCAN_LOGS_PATH") / "events.jsonl")
                 root = DataRoot(place("HOLOSCAN_WORKDIR"))
                 segment(
                     root.path / place("HOLOSCAN_INPUT_PATH"),

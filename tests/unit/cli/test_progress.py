@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import io
 from pathlib import Path, PurePath
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from medseg.cli.progress import _Lines, _Live, _summary
-from medseg.kubeflow.local import LocalRun, _note
+from medseg.cli.progress import LineDisplay, LiveDisplay, show_summary
+from medseg.kubeflow.local import LocalRun
+from medseg.project import Event
+from medseg.project.events import Kind
 
 CONFIG = "configs/Task04_config.yaml"
 
 
-def events(*lines: tuple[str, str, str, str]) -> list[dict[str, Any]]:
-    """Events one second apart, from stage, target, event and message."""
-    found: list[dict[str, Any]] = []
-    for number, (stage, target, event, message) in enumerate(lines):
-        found.append(
-            {"time": 100.0 + number, "stage": stage, "target": target, "event": event}
-            | {"message": message}
-            | ({"path": f"/mnt/Data/{message}"} if event == "result" else {})
+def events(*lines: tuple[str, str, Kind, str]) -> list[Event]:
+    """Events one second apart, from stage, target, kind and message."""
+    return [
+        Event(
+            stage,
+            kind,
+            target,
+            message,
+            time=100.0 + number,
+            path=f"/mnt/Data/{message}" if kind == "result" else "",
         )
-    return found
+        for number, (stage, target, kind, message) in enumerate(lines)
+    ]
 
 
 # Two folds at the same time: the one that started first ends last, and fails.
@@ -41,10 +45,10 @@ FOLDS = events(
 )
 
 
-def noted(lines: list[dict[str, Any]], root: Path) -> LocalRun:
-    run = LocalRun(name="train-1", log=root / "runs" / "train-1" / "log.txt")
+def noted(lines: list[Event], root: Path) -> LocalRun:
+    run = LocalRun("train-1", root / "runs" / "train-1" / "log.txt", root, PurePath("/mnt/Data"))
     for line in lines:
-        _note(run, None, (PurePath("/mnt/Data"), root), line)
+        run.add(line)
     return run
 
 
@@ -69,7 +73,7 @@ def test_targets_of_one_stage_are_kept_apart(tmp_path: Path) -> None:
 
 def test_lines_name_the_target_where_there_are_several() -> None:
     where = console()
-    lines = _Lines(where)
+    lines = LineDisplay(where)
     for event in FOLDS:
         lines.handle(event)
     assert written(where).splitlines() == [
@@ -85,7 +89,7 @@ def test_lines_name_the_target_where_there_are_several() -> None:
 
 
 def test_the_live_display_has_a_line_for_every_target() -> None:
-    with _Live(console()) as live:
+    with LiveDisplay(console()) as live:
         for event in FOLDS:
             live.handle(event)
         tasks = [(task.fields["stage"], task.description) for task in live.progress.tasks]
@@ -108,7 +112,7 @@ def test_a_target_is_shown_by_what_differs(
     targets: list[str], names: list[str], tmp_path: Path
 ) -> None:
     where = console()
-    _summary(where, noted(events(*(("s", each, "start", "") for each in targets)), tmp_path))
+    show_summary(where, noted(events(*(("s", each, "start", "") for each in targets)), tmp_path))
     for name in names:
         assert f" s {name} " in written(where)
     assert written(where).count("stopped") == len(targets)  # killed: they never ended
@@ -126,7 +130,7 @@ def test_the_summary_ends_with_where_the_results_lie() -> None:
     )
     run.succeeded = True
     where = console()
-    _summary(where, run)
+    show_summary(where, run)
     assert written(where).splitlines()[-4:] == [
         f"validation: {root}/validation",  # of a container's /mnt/Data
         f"report:     {root}/report",

@@ -84,7 +84,7 @@ def package(config: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> Package:
 
     def segment(model: Path, images: Path, folder: Path, **_: Any) -> None:
         content = json.loads(model.read_text())
-        failures = Failures("segment")
+        failures = Failures()
         cases = sorted(path.name.removesuffix(".nii.gz") for path in images.glob("*.nii.gz"))
         for case in cases:
             with failures.case(case):

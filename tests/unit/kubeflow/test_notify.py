@@ -13,8 +13,7 @@ from medseg.kubeflow.compiled import compiled_folder, read_pipeline
 from medseg.kubeflow.local import run_local
 from medseg.kubeflow.notify import report_failure
 from medseg.project import CasesFailedError, DataRoot, UserError, stage
-from medseg.project.stages import EVENTS_VARIABLE, RUN_ID_VARIABLE
-from medseg.project.variables import secret_variable
+from medseg.project.variables import EVENTS, RUN_ID, secret_variable
 from tests.services.http import Answer, Request, serve
 
 Received = list[dict[str, object]]
@@ -40,8 +39,8 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
 @pytest.fixture
 def run_id(monkeypatch: pytest.MonkeyPatch) -> str:
     """On a cluster: the pod knows its run from its label."""
-    monkeypatch.delenv(EVENTS_VARIABLE, raising=False)
-    monkeypatch.setenv(RUN_ID_VARIABLE, "1234-abcd")
+    monkeypatch.delenv(EVENTS.name, raising=False)
+    monkeypatch.setenv(RUN_ID.name, "1234-abcd")
     return "1234-abcd"
 
 

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from medseg.project import (
     progress,
     stage,
 )
-from medseg.project.stages import EVENTS_VARIABLE, RUN_VARIABLE
+from medseg.project.variables import EVENTS, RUN_PID
 
 
 def test_user_error_is_one_line_and_status_1(
@@ -64,7 +65,7 @@ def test_an_error_that_is_not_the_volumes_is_not_its_own_cause() -> None:
 
 def test_events(root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = tmp_path / "events"
-    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
+    monkeypatch.setenv(EVENTS.name, str(events))
     with stage("train", target="config"):
         progress("epoch", 1, 2)
     lines = [json.loads(line) for line in events.read_text().splitlines()]
@@ -77,7 +78,7 @@ def test_events(root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_one_failed_case_does_not_lose_the_others(root: DataRoot) -> None:
-    failures, done = Failures("convert"), []
+    failures, done = Failures(), []
     for case in ("a", "b", "c"):
         with failures.case(case):
             if case == "b":
@@ -92,15 +93,72 @@ def test_one_failed_case_does_not_lose_the_others(root: DataRoot) -> None:
 def test_unforeseen_errors_of_private_stages_quote_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    failures = Failures("convert", private=True)
+    failures = Failures(private=True)
     with failures.case("a"):
         raise ValueError("Invalid value for PN: 'Doe^Jane'")
     assert failures.reasons["a"].startswith("ValueError in test_stages.py, line ")
     assert "Doe" not in capsys.readouterr().out
 
 
+def test_unforeseen_errors_of_a_private_stage_quote_nothing(
+    root: DataRoot,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(EVENTS.name, str(tmp_path / "events"))
+    name = ("Doe", "Jane")  # not in the line of code that raises, which is shown
+    with pytest.raises(SystemExit) as caught, stage("list_studies", private=True):
+        raise ValueError("Invalid value for PN: " + "^".join(name))
+    assert caught.value.code == 1
+    assert caught.value.__suppress_context__  # Python itself shows no more of it
+    shown = capsys.readouterr()
+    told = (tmp_path / "events").read_text()
+    assert "Jane" not in shown.err + shown.out + told
+    assert "error: ValueError in test_stages.py, line " in shown.err
+    assert "ValueError in test_stages.py, line " in told
+    with pytest.raises(SystemExit), stage("list_studies", private=True):
+        raise UserError("the folder x does not exist.")
+    assert capsys.readouterr().err == "error: the folder x does not exist.\n"
+
+
+def test_failures_are_those_of_the_stage_that_runs(root: DataRoot) -> None:
+    failures = Failures()
+    for case in ("a", "b"):
+        with failures.case(case):
+            raise UserError(f"{case} has no label: add one.")
+    with pytest.raises(CasesFailedError) as caught:
+        failures.check(3)
+    assert str(caught.value).startswith("2 of 3 cases failed")
+    with stage("validate"), pytest.raises(CasesFailedError) as caught:
+        failures.check(3, allowed=1)
+    assert str(caught.value) == (
+        "validate: 2 of 3 cases failed (1 allowed); the others are finished and kept. "
+        "a has no label: add one; b has no label: add one."
+    )
+    assert caught.value.reasons["a"] == "a has no label: add one."
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (UserError("a has no label: add one."), "a has no label: add one."),
+        (UserError("the label is empty: draw it"), "a: the label is empty: draw it."),
+        (ValueError("broken"), "a: ValueError: broken."),
+    ],
+)
+def test_of_a_lone_case_the_reason_is_all(error: Exception, sentence: str) -> None:
+    failures = Failures()
+    with failures.case("a"):
+        raise error
+    with pytest.raises(CasesFailedError) as caught:
+        failures.check(1)
+    assert str(caught.value) == sentence
+    failures.check(1, allowed=1)
+
+
 def test_a_full_disk_stops_the_stage_at_once() -> None:
-    with pytest.raises(OSError), Failures("convert").case("a"):
+    with pytest.raises(OSError), Failures().case("a"):
         raise OSError(errno.ENOSPC, "full")
 
 
@@ -158,10 +216,16 @@ def test_sigterm_lets_the_stage_clean_up(root: DataRoot) -> None:
 
 def test_a_stage_ends_with_its_run(root: DataRoot) -> None:
     run = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    holder = _start_holder(root, **{RUN_VARIABLE: str(run.pid)})
+    holder = _start_holder(root, **{RUN_PID.name: f"{run.pid}@{socket.gethostname()}"})
     run.kill()
     run.wait()
     assert holder.wait(timeout=10) == 143
+
+
+def test_a_stage_on_another_machine_than_its_run_goes_on(root: DataRoot) -> None:
+    code = "import time; from medseg.project import stage\nwith stage('x'): time.sleep(1)"
+    run = {RUN_PID.name: "4194305@elsewhere"}  # the kernel gives no process that number
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, **run}).returncode == 0
 
 
 def test_locks_have_names(root: DataRoot) -> None:
