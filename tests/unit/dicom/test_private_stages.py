@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medseg.components import convert_studies, list_studies, nifti_to_dicom, segment
 
 import medseg.bundle
 import medseg.dicom
+from medseg.components import convert_studies, list_studies, nifti_to_dicom, segment
 from medseg.project import DataRoot, read_events
 from medseg.project.variables import EVENTS
-
 
 HEADER = "DOE^JANE"
 
