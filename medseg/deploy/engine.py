@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 STOP_S = 60
 """Seconds that a container has after SIGTERM to end cleanly: to write a checkpoint, say."""
+
+THREADS = "OMP_NUM_THREADS"
 
 
 def docker_client() -> DockerClient:
@@ -95,7 +98,8 @@ def run_container(
 ) -> int:
     """Runs a container to its end and passes its output on.
 
-    Where this process is told to end (Ctrl-C, SIGTERM), the container is too, and waited for.
+    Where this process is told to end (Ctrl-C, SIGTERM), the container is too, and waited for. Where
+    this process may compute with so many threads only (``OMP_NUM_THREADS``), the container may too.
 
     Args:
         client: The engine.
@@ -113,9 +117,16 @@ def run_container(
     import docker
 
     find_image(client, image)
+    threads = {THREADS: os.environ[THREADS]} if THREADS in os.environ else {}
+    environment = {**threads, **options.pop("environment", {})}
     try:
         container = client.containers.create(
-            image, list(command) or None, volumes=volumes or {}, detach=True, **options
+            image,
+            list(command) or None,
+            volumes=volumes or {},
+            environment=environment,
+            detach=True,
+            **options,
         )
     except docker.errors.APIError as error:
         raise UserError(f"Docker cannot run {image}: {error.explanation or error}.") from None

@@ -103,7 +103,7 @@ def project(images: Images, shared_data: Path, tmp_path_factory: pytest.TempPath
     """A data root after ``lifecycle`` in containers: DICOM in, a packaged model out."""
     root = tmp_path_factory.mktemp("containers")
     names = copy_cases(shared_data, root / "decathlon", 6 + HELD_BACK)
-    write_project(root, names[-HELD_BACK:], num_epochs=2, iterations_per_epoch=4)
+    write_project(root, names[-HELD_BACK:], num_epochs=2, iterations_per_epoch=4, num_processes=1)
     (root / "task.yaml").write_text(yaml.safe_dump({"tasks": {"Hippocampus": hippocampus_task()}}))
     give_away(root)
     run_docker(root, "nifti_to_dicom", images, input_folder="decathlon", output="DICOM/Task04")

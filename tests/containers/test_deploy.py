@@ -41,6 +41,11 @@ from tests.containers.engine import Registry
 from tests.pipelines.harness import MEDSEG, medseg, newest_log, run_arguments
 
 
+def once_more(*values: object) -> Any:
+    """Parameters with which a test proves what it, or a test without containers, proves as well."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def study(project: Path) -> Path:
     """The series of a case that the training never saw."""
     config = yaml.safe_load((project / "configs/Task04_config.yaml").read_text())
@@ -240,7 +245,7 @@ def cases_of(variant: str, project: Path, folder: Path) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("variant", ["dicom", "nifti"])
+@pytest.mark.parametrize("variant", ["dicom", once_more("nifti")])
 def test_docker_stop_keeps_what_is_finished(
     engine: docker.DockerClient,
     built: tuple[str, str],
@@ -423,11 +428,11 @@ def test_the_commands_of_the_guide(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"destination": "{registry}/Hippocampus:1"}, "is no image name"),
-        ({"destination": "{registry}/hippocampus"}, "has no tag"),
+        once_more({"destination": "{registry}/Hippocampus:1"}, "is no image name"),
+        once_more({"destination": "{registry}/hippocampus"}, "has no tag"),
         ({"destination": "localhost:1/hippocampus:1"}, "localhost:1 cannot be reached"),
-        ({"model_file": "task.yaml"}, "truncated, damaged or not TorchScript"),
-        ({"segmentation_task_file": "other.yaml"}, "do not match the model's labels"),
+        once_more({"model_file": "task.yaml"}, "truncated, damaged or not TorchScript"),
+        once_more({"segmentation_task_file": "other.yaml"}, "do not match the model's labels"),
         ({"base_dicom": "{registry}/no-such/base:1"}, "does not exist"),
         ({"destination": "{registry}/kfp-medseg/map-dicom:{tag}"}, "exists and is another image"),
     ],
@@ -452,7 +457,9 @@ def test_docker_build_refuses(
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.parametrize(("password", "accepted"), [("right", True), ("wrong", False), ("", False)])
+@pytest.mark.parametrize(
+    ("password", "accepted"), [("right", True), ("wrong", False), once_more("", False)]
+)
 def test_credentials_come_from_the_secret(
     built: tuple[str, str],
     project: Path,

@@ -37,7 +37,7 @@ def events(root: Path) -> Iterator[dict[str, Any]]:
 def second_fold(project: Path, images: Images, engine: docker.DockerClient) -> Path:
     """Fold 1, whose training is told to end in between, and then runs to its end."""
     content = yaml.safe_load((project / CONFIG).read_text())
-    content |= {"fold": 1, "num_epochs": 6, "iterations_per_epoch": 2, "save_every": 50}
+    content |= {"fold": 1, "num_epochs": 6, "iterations_per_epoch": 1, "save_every": 50}
     (project / SECOND).write_text(yaml.safe_dump(content))
     give_away(project / "configs")
     given = {"config_file_path": SECOND, "image": images.runtime}

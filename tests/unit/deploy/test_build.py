@@ -89,6 +89,28 @@ def test_a_container_is_stopped_with_its_run(error: type[BaseException]) -> None
     assert calls == ["start", ("stop", STOP_S), "remove"]
 
 
+def test_a_container_has_the_threads_of_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, str]] = []
+
+    def create(*_: Any, environment: dict[str, str], **__: Any) -> Any:
+        asked.append(environment)
+        raise docker.errors.APIError("enough")
+
+    client = SimpleNamespace(
+        images=SimpleNamespace(get=lambda name: name), containers=SimpleNamespace(create=create)
+    )
+    for threads in ("3", None):
+        if threads:
+            monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        else:
+            monkeypatch.delenv("OMP_NUM_THREADS")
+        for given in ({}, {"environment": {"OMP_NUM_THREADS": "1", "A": "x"}}):
+            with pytest.raises(UserError, match="enough"):
+                run_container(client, "a.org/x:1", ["train"], **given)  # type: ignore[arg-type]
+    own = {"OMP_NUM_THREADS": "1", "A": "x"}
+    assert asked == [{"OMP_NUM_THREADS": "3"}, own, {}, own]
+
+
 def test_an_image_that_cannot_be_had() -> None:
     def missing(name: str) -> Any:
         raise docker.errors.ImageNotFound("no such image")
