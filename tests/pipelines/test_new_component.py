@@ -14,11 +14,22 @@ from tests.conftest import PROJECT
 
 NAME = "rank_cases"
 GENERATED = ("compiled/", "docs/components.md", "manifests/")
+VARIABLES = "medseg/project/variables.py"
+ROW = """
+        SecretKind(
+            "sftp",
+            "medseg-sftp",
+            "access to the other hospital",
+            (SecretKey("password", "MEDSEG_SFTP_PASSWORD", hidden=True),),
+        ),
+"""
+"""A new kind of Secret."""
 
 
 def _run(copy: Path, *command: str) -> str:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MEDSEG_", "PYTEST"))}
-    environment = {**clean, "PATH": f"{Path(sys.executable).parent}:{clean['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{clean['PATH']}"
+    environment = {**clean, "PATH": path, "PYTHONPATH": str(copy)}
     done = subprocess.run(
         command, cwd=copy, env=environment, check=False, capture_output=True, text=True
     )
@@ -50,16 +61,19 @@ def copy(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_new_stage_is_whole(copy: Path) -> None:
-    python = sys.executable
-    arguments = ("--gpu", "--secret", "dicomweb", "--secret", "mlflow")
-    _run(copy, python, "scaffold/new_component.py", NAME, *arguments)
-    compile_ = ("from medseg.cli import main; main()", "compile", "-o", "compiled")
-    _run(copy, python, "-c", *compile_, "--catalogue", "docs/components.md")
+def test_a_new_stage_is_whole_and_a_new_kind_of_secret_one_row(copy: Path) -> None:
+    text = (copy / VARIABLES).read_text()
+    (copy / VARIABLES).write_text(text.replace("    for row in (\n", f"    for row in ({ROW}", 1))
+    medseg = (sys.executable, "-c", "from medseg.cli import main; main()")
+    arguments = ("--gpu", "--secret", "dicomweb", "--secret", "sftp")
+    _run(copy, sys.executable, "scaffold/new_component.py", NAME, *arguments)
+    generated = ("-o", "compiled", "--catalogue", "docs/components.md", "--manifests", "manifests")
+    _run(copy, *medseg, "compile", *generated)
 
     status = _run(copy, "git", "status", "--porcelain", "--untracked-files=all").splitlines()
     touched = {line[3:] for line in status if line[1] != " "}
     made = {
+        VARIABLES,
         f"components/{NAME}.py",
         f"pipelines/{NAME}.py",
         f"tests/unit/components/test_{NAME}.py",
@@ -68,11 +82,17 @@ def test_a_new_stage_is_whole(copy: Path) -> None:
     assert f"### `{NAME}`" in (copy / "docs" / "components.md").read_text()
     pipeline, _ = yaml.safe_load_all((copy / "compiled" / f"{NAME}.yaml").read_text())
     inputs = pipeline["root"]["inputDefinitions"]["parameters"]
-    assert {"dicomweb_secret", "mlflow_secret", "gpu_count"} <= set(inputs)
+    assert {"dicomweb_secret", "gpu_count"} <= set(inputs)
+    assert inputs["sftp_secret"]["defaultValue"] == "medseg-sftp"
+    assert "password:" in (copy / "manifests" / "secrets" / "sftp.yaml").read_text()
+    assert "- medseg-sftp\n" in (copy / "manifests" / "role.yaml").read_text()
+    assert "sftp" in _run(copy, *medseg, "secrets", "--help")
+    read = "from medseg.project import secret; print(secret('sftp', 'password'))"
+    assert _run(copy, "env", "MEDSEG_SFTP_PASSWORD=x", sys.executable, "-c", read) == "x\n"
 
     _run(copy, "ruff", "check", *made)
     _run(copy, "ruff", "format", "--check", *made)
-    _run(copy, "mypy", f"components/{NAME}.py", f"pipelines/{NAME}.py")
+    _run(copy, "mypy", VARIABLES, f"components/{NAME}.py", f"pipelines/{NAME}.py")
     _run(copy, "pytest", "-q", "tests/unit/components")
 
 
