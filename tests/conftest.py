@@ -81,12 +81,12 @@ ORDER = (
     "unit/deploy",
     "unit/demo",
     "unit/tracking",
-    "unit",
     "pipelines/test_compiled",
     "pipelines/test_manifests",
     "services",
+    "containers",  # the longest: the rest runs beside it
+    "unit",
     "pipelines/test_volume",
-    "containers",  # the longest, which others can run beside
     "pipelines",
 )
 """Parts of the tests, the cheap ones first; a test belongs to the longest that fits it."""
