@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion, find_objects
+from scipy.spatial import KDTree
 
 from medseg.config import Labels
 
@@ -91,12 +93,9 @@ def surface_distances(
     Returns:
         ``ASD`` and ``HD95`` in mm; None where a mask is empty.
     """
-    from scipy.ndimage import binary_erosion
-    from scipy.spatial import KDTree
-
     if not (prediction.any() and reference.any()):
         return dict.fromkeys(DISTANCES)
-    box = bounding_box(prediction | reference)
+    box = find_objects((prediction | reference).view(np.uint8))[0]
     # Erosion takes what lies beyond the box for outside, which it is.
     first, second = (
         np.argwhere(mask[box] & ~binary_erosion(mask[box])) * np.asarray(spacing)
@@ -108,13 +107,3 @@ def surface_distances(
         "ASD": float(np.concatenate([there, back]).mean()),
         "HD95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
     }
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that holds every True of ``mask``, which must have one."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)

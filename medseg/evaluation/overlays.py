@@ -2,26 +2,99 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
-from medseg.config import Labels
+from medseg.config import Labels, Structure
 from medseg.evaluation.figures import INK, Figure, png_uri, report_style
-from medseg.evaluation.metrics import bounding_box
+from medseg.imaging import read_nifti
 
 REFERENCE, PREDICTION = "#56B4E9", "#E69F00"  # Okabe and Ito's sky blue and orange
 CT_WINDOW = (-160.0, 240.0)  # HU: the soft-tissue window, level 40 and width 400
 MARGIN = 30.0  # mm shown around the structures
 
-# Title, fixed axis, and the letters at left, right, bottom and top, for an array in LPS order.
-VIEWS = (
-    ("axial", 2, "RLPA"),
-    ("coronal", 1, "RLIS"),
-    ("sagittal", 0, "APIS"),
-)
+WRITTEN = {
+    "color": "white",
+    "path_effects": [withStroke(linewidth=2, foreground=INK)],
+    "parse_math": False,  # names may hold a $
+}
+"""How text on the picture looks."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A slice, of arrays in LPS order.
+
+    Attributes:
+        title: Its name.
+        fixed: The axis that it cuts across.
+        letters: Where left, right, bottom and top of the picture are in the patient.
+    """
+
+    title: str
+    fixed: int
+    letters: str
+
+    @property
+    def columns(self) -> int:
+        """The axis that runs to the right of the picture."""
+        return 1 if self.fixed == 0 else 0
+
+    @property
+    def rows(self) -> int:
+        """The axis that runs along its height: down where axial, else up."""
+        return 1 if self.fixed == 2 else 2
+
+    @property
+    def downwards(self) -> bool:
+        """Whether rows are counted from the top."""
+        return self.fixed == 2
+
+
+VIEWS = (View("axial", 2, "RLPA"), View("coronal", 1, "RLIS"), View("sagittal", 0, "APIS"))
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What the views show; arrays and axes in LPS order.
+
+    Attributes:
+        image: Grey values.
+        reference: Label map.
+        prediction: Label map.
+        spacing: Millimetres between voxel centres.
+        window: The values that are shown black and white.
+        structures: What is outlined.
+        centre: The voxel that the slices go through.
+        box: The part of the image that is shown.
+    """
+
+    image: NDArray[Any]
+    reference: NDArray[Any]
+    prediction: NDArray[Any]
+    spacing: tuple[float, float, float]
+    window: tuple[float, float]
+    structures: list[Structure]
+    centre: list[int]
+    box: tuple[slice, ...]
+
+    def cut(self, array: NDArray[Any], view: View) -> NDArray[Any]:
+        """The slice of an array that a view shows, as ``[row, column]``."""
+        place: list[Any] = list(self.box)
+        place[view.fixed] = self.centre[view.fixed]
+        return array[tuple(place)].T
+
+    def extent(self, axis: int) -> float:
+        """Millimetres that are shown along an axis."""
+        return (self.box[axis].stop - self.box[axis].start) * self.spacing[axis]
 
 
 def overlay_figure(
@@ -50,96 +123,40 @@ def overlay_figure(
         case: Identifier, for the alternative text.
         caption: What stands below the figure.
     """
-    from medseg.imaging import read_nifti
-
     volumes = [
         read_nifti(path).channels[0].turned("LPS") for path in (image, reference, prediction)
     ]
-    grey, truth, found = (volume.array for volume in volumes)
-    spacing = list(volumes[0].spacing)
+    arrays = [volume.array for volume in volumes]
+    spacing = volumes[0].spacing
     if channel.upper() == "CT":
-        low, high = CT_WINDOW
+        window = CT_WINDOW
     else:
-        low, high = (float(value) for value in np.percentile(grey, (1, 99)))
-    values = sorted({value for _, own in labels.structures.values() for value in own})
-    true, predicted = (np.isin(each, values) for each in (truth, found))
+        low, high = (float(value) for value in np.percentile(arrays[0], (1, 99)))
+        window = low, high if high > low else low + 1
+    structures = list(labels.structures.values())
+    values = sorted({value for structure in structures for value in structure.values})
+    true, predicted = (np.isin(array, values) for array in arrays[1:])
     centre, box = _where(true | predicted, true, spacing)
-
     with report_style():
-        uri = _draw(grey, truth, found, spacing, (low, high), labels, centre, box)
+        uri = _draw(_Scene(*arrays, spacing, window, structures, centre, box))
     alt = (
-        f"Case {case}: {', '.join(title for title, _, _ in VIEWS)} slice with the outline of the "
+        f"Case {case}: {', '.join(view.title for view in VIEWS)} slice with the outline of the "
         "reference (solid, blue) and of the prediction (dashed, orange)."
     )
     return Figure(uri, alt, caption)
 
 
-def _draw(
-    grey: NDArray[Any],
-    truth: NDArray[Any],
-    found: NDArray[Any],
-    spacing: list[float],
-    window: tuple[float, float],
-    labels: Labels,
-    centre: list[int],
-    box: tuple[slice, ...],
-) -> str:
-    """The three views side by side, as a data URI; arrays and spacing in LPS order."""
-    from matplotlib.figure import Figure as Canvas
-    from matplotlib.lines import Line2D
-    from matplotlib.patheffects import withStroke
-
-    low, high = window
-    structures = list(labels.structures.values())
-    extents = [(box[axis].stop - box[axis].start) * spacing[axis] for axis in range(3)]
-    widths = [extents[1] if fixed == 0 else extents[0] for _, fixed, _ in VIEWS]
-    heights = [extents[1] if fixed == 2 else extents[2] for _, fixed, _ in VIEWS]
+def _draw(scene: _Scene) -> str:
+    """The three views side by side, as a data URI."""
     # Panels of one height; the widths follow from the anatomy.
-    ratios = [width / height for width, height in zip(widths, heights, strict=True)]
+    ratios = [scene.extent(view.columns) / scene.extent(view.rows) for view in VIEWS]
     height = min(3.4, 9.6 / sum(ratios))
     size = (height * sum(ratios) + 0.1, height)
     canvas = Canvas(figsize=size, dpi=120, facecolor="black")
     panels = canvas.subplots(1, 3, gridspec_kw={"width_ratios": ratios})
-    written = {
-        "color": "white",
-        "path_effects": [withStroke(linewidth=2, foreground=INK)],
-        "parse_math": False,  # names may hold a $
-    }
     canvas.subplots_adjust(0.004, 0.01, 0.996, 0.99, wspace=0.02)
-    for axes, (_, fixed, letters) in zip(panels, VIEWS, strict=True):
-        cut: list[Any] = list(box)
-        cut[fixed] = centre[fixed]
-        columns, rows = (axis for axis in range(3) if axis != fixed)
-        axes.imshow(
-            grey[tuple(cut)].T, cmap="gray", vmin=low, vmax=high if high > low else low + 1,
-            aspect=spacing[rows] / spacing[columns], origin="upper" if fixed == 2 else "lower",
-            interpolation="nearest",
-        )  # fmt: skip
-        for labelled, colour, line in ((truth, REFERENCE, "-"), (found, PREDICTION, "--")):
-            for _, values in structures:
-                mask = np.isin(labelled[tuple(cut)], values).T
-                if mask.any():
-                    _outline(axes, mask, colour, line)
-        if len(structures) > 1:
-            for name, values in structures:
-                mask = np.isin(truth[tuple(cut)], values).T
-                if mask.any():
-                    row, column = np.argwhere(mask).mean(axis=0)
-                    axes.text(column, row, name, fontsize=7, ha="center", va="center", **written)
-        # Outlines must not widen the view.
-        width, depth = grey[tuple(cut)].shape
-        axes.set_xlim(-0.5, width - 0.5)
-        axes.set_ylim(*((depth - 0.5, -0.5) if fixed == 2 else (-0.5, depth - 0.5)))
-        axes.set_axis_off()
-        left, right, bottom, top = list(letters)
-        for letter, x, y in (
-            (left, 0.02, 0.5), (right, 0.98, 0.5), (bottom, 0.5, 0.02), (top, 0.5, 0.98),
-        ):  # fmt: skip
-            axes.text(
-                x, y, letter, transform=axes.transAxes, fontsize=8, weight="bold",
-                ha={0.02: "left", 0.98: "right"}.get(x, "center"),
-                va={0.02: "bottom", 0.98: "top"}.get(y, "center"), **written,
-            )  # fmt: skip
+    for axes, view in zip(panels, VIEWS, strict=True):
+        _panel(axes, scene, view)
     panels[0].legend(
         handles=[
             Line2D([], [], color=REFERENCE, label="reference"),
@@ -151,8 +168,43 @@ def _draw(
     return png_uri(canvas)
 
 
+def _panel(axes: Any, scene: _Scene, view: View) -> None:
+    grey = scene.cut(scene.image, view)
+    axes.imshow(
+        grey, cmap="gray", vmin=scene.window[0], vmax=scene.window[1],
+        aspect=scene.spacing[view.rows] / scene.spacing[view.columns],
+        origin="upper" if view.downwards else "lower", interpolation="nearest",
+    )  # fmt: skip
+    for array, colour, line in (
+        (scene.reference, REFERENCE, "-"),
+        (scene.prediction, PREDICTION, "--"),
+    ):
+        labelled = scene.cut(array, view)
+        for name, values in scene.structures:
+            mask = np.isin(labelled, values)
+            if not mask.any():
+                continue
+            _outline(axes, mask, colour, line)
+            if array is scene.reference and len(scene.structures) > 1:
+                row, column = np.argwhere(mask).mean(axis=0)
+                axes.text(column, row, name, fontsize=7, ha="center", va="center", **WRITTEN)
+    # Outlines must not widen the view.
+    rows, columns = grey.shape
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(*((rows - 0.5, -0.5) if view.downwards else (-0.5, rows - 0.5)))
+    axes.set_axis_off()
+    for letter, x, y in zip(
+        view.letters, (0.02, 0.98, 0.5, 0.5), (0.5, 0.5, 0.02, 0.98), strict=True
+    ):
+        axes.text(
+            x, y, letter, transform=axes.transAxes, fontsize=8, weight="bold",
+            ha={0.02: "left", 0.98: "right"}.get(x, "center"),
+            va={0.02: "bottom", 0.98: "top"}.get(y, "center"), **WRITTEN,
+        )  # fmt: skip
+
+
 def _where(
-    shown: NDArray[np.bool_], main: NDArray[np.bool_], spacing: list[float]
+    shown: NDArray[np.bool_], main: NDArray[np.bool_], spacing: tuple[float, float, float]
 ) -> tuple[list[int], tuple[slice, ...]]:
     """The slice of each axis that holds most of ``main``, and the part of the image to show."""
     if not shown.any():
@@ -162,7 +214,7 @@ def _where(
         others = tuple(other for other in range(3) if other != axis)
         centre.append(int((main if main.any() else shown).sum(axis=others).argmax()))
     box = []
-    for axis, inner in enumerate(bounding_box(shown)):
+    for axis, inner in enumerate(find_objects(shown.view(np.uint8))[0]):
         rim = int(np.ceil(MARGIN / spacing[axis]))
         box.append(slice(max(0, inner.start - rim), min(shown.shape[axis], inner.stop + rim)))
     return centre, tuple(box)
