@@ -15,12 +15,12 @@ def test_model(config_file_path: str, metrics: Output[Metrics], fold: int = -1) 
         fold: Fold whose model is tested; -1: the one that the config names.
     """
     from medseg.config import fold_stage
-    from medseg.evaluation import kfp_metrics, test_model
+    from medseg.evaluation import evaluate_test_cases, flat_means
     from medseg.project import result
 
     with fold_stage("test_model", config_file_path, fold) as config:
-        summary = test_model(config)
-        for name, value in kfp_metrics(summary).items():
+        summary = evaluate_test_cases(config)
+        for name, value in flat_means(summary).items():
             metrics.log_metric(name, value)
         if summary:
             result("test", config.fold_folder() / "test" / "summary.json")

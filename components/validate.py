@@ -15,12 +15,12 @@ def validate(config_file_path: str, metrics: Output[Metrics], fold: int = -1) ->
         fold: Fold to validate; -1: the one that the config names.
     """
     from medseg.config import fold_stage
-    from medseg.evaluation import evaluate, kfp_metrics
+    from medseg.evaluation import evaluate, flat_means
     from medseg.nnunet import predict_validation
     from medseg.project import result
 
     with fold_stage("validate", config_file_path, fold) as config:
         predict_validation(config)
-        for name, value in kfp_metrics(evaluate(config)).items():
+        for name, value in flat_means(evaluate(config)).items():
             metrics.log_metric(name, value)
         result("validation", config.fold_folder() / "validation" / "summary.json")

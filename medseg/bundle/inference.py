@@ -6,21 +6,22 @@ import os
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+import torch
+from pydicom.misc import is_dicom
 
+from medseg.bundle.formats import SUFFIXES, Format
 from medseg.bundle.torchscript import PackagedModel, load_packaged
-from medseg.imaging import ENDING, ENDINGS, Volume, from_zyx, is_nifti, stem, to_zyx, write_nifti
+from medseg.dicom import read_image, write_segmentation
+from medseg.imaging import ENDINGS, Volume, is_nifti, stem, write_nifti
+from medseg.nnunet.devices import choose_bfloat16
+from medseg.nnunet.prediction import CasePredictor
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress
 
-if TYPE_CHECKING:
-    from medseg.nnunet.prediction import CasePredictor
-
-Format = Literal["nifti", "dicom"]
-SUFFIXES: dict[Format, str] = {"nifti": ENDING, "dicom": ".dcm"}
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 """nnU-Net's file names: ``CASE_0000.nii.gz`` is the first channel of CASE."""
 
@@ -82,24 +83,40 @@ def segment(
     predictor = build_predictor(packaged, test_time_augmentation, device, precision)
 
     if len(cases) == 1 and targets[0] == output:
-        _segment_case(cases[0], targets[0], packaged, predictor, 1, 1)
+        started = time.monotonic()
+        _segment_case(cases[0], output, packaged, predictor)
+        progress(f"{cases[0].name} segmented in {time.monotonic() - started:.1f} s", 1, 1)
         return targets
-
     settings = [fingerprint({}, [model]), test_time_augmentation, device, precision]
+    segment_each(
+        {
+            case.name: partial(_segment_once, case, target, packaged, predictor, settings)
+            for case, target in zip(cases, targets, strict=True)
+        }
+    )
+    return targets
+
+
+def segment_each(cases: Mapping[str, Callable[[], bool]]) -> None:
+    """Segments one case after the other; none that fails loses the others.
+
+    Args:
+        cases: Each case's name and what segments it; that returns whether there was anything to
+            do, for its result may be there already.
+
+    Raises:
+        CasesFailedError: A case failed; the others are finished.
+    """
     failures = Failures(private=True)
-    written = []
-    for number, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
-        with failures.case(case.name):
-            inputs = fingerprint({"settings": settings, "target": target.name}, _files(case))
-            manifest = Manifest(output, f"segment-{case.name}")
-            if manifest.is_done(inputs):
-                progress(f"{case.name} is segmented already", number, len(cases))
+    for number, (case, segment_case) in enumerate(cases.items(), start=1):
+        started = time.monotonic()
+        with failures.case(case):
+            if segment_case():
+                message = f"{case} segmented in {time.monotonic() - started:.1f} s"
             else:
-                _segment_case(case, target, packaged, predictor, number, len(cases))
-                manifest.record(inputs, [target])
-            written.append(target)
+                message = f"{case} is segmented already"
+            progress(message, number, len(cases))
     failures.check(len(cases))
-    return written
 
 
 def find_cases(path: Path) -> list[Case]:
@@ -123,7 +140,7 @@ def find_cases(path: Path) -> list[Case]:
                 return [Case(stem(path), (path,), "nifti")]
             name = match["case"]
             return [case for case in _nifti_cases(path.parent) if case.name == name]
-        if _is_dicom(path):
+        if is_dicom(path):
             return [Case(path.stem, (path,), "dicom")]
         raise UserError(f"the input {path} is neither a NIfTI file (.nii, .nii.gz) nor DICOM.")
     cases = _nifti_cases(path)
@@ -186,11 +203,6 @@ def build_predictor(
     precision: str = "auto",
 ) -> CasePredictor:
     """A predictor for a packaged model; arguments and errors as those of :func:`segment`."""
-    import torch
-
-    from medseg.nnunet.devices import choose_bfloat16
-    from medseg.nnunet.prediction import CasePredictor
-
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device: {device!r} is unknown: use auto, cpu or cuda.")
     if precision not in ("auto", "float32", "bfloat16"):
@@ -215,60 +227,52 @@ def build_predictor(
     )
 
 
-def _segment_case(
+def _segment_once(
     case: Case,
     target: Path,
     packaged: PackagedModel,
     predictor: CasePredictor,
-    number: int,
-    total: int,
+    settings: Sequence[object],
+) -> bool:
+    """Segments a case; false where the same model has made its result of the same images."""
+    inputs = fingerprint({"settings": settings, "target": target.name}, _files(case))
+    manifest = Manifest(target.parent, f"segment-{case.name}")
+    if manifest.is_done(inputs):
+        return False
+    _segment_case(case, target, packaged, predictor)
+    manifest.record(inputs, [target])
+    return True
+
+
+def _segment_case(
+    case: Case, target: Path, packaged: PackagedModel, predictor: CasePredictor
 ) -> None:
-    started = time.monotonic()
-    image, reference = _read(case, predictor.channels)
-    mask = from_zyx(predictor.segment(image, reference.spacing[::-1]))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".dcm":
-        from medseg.dicom import write_segmentation  # highdicom takes a second to import
-
-        write_segmentation(mask, reference, target, segment_names(packaged))
-    else:
-        write_nifti(mask, reference.affine, target)
-    seconds = time.monotonic() - started
-    progress(f"{case.name} segmented in {seconds:.1f} s", number, total)
-
-
-def _read(case: Case, channels: int) -> tuple[np.ndarray[Any, Any], Volume]:
-    """The image ``(channel, z, y, x)`` of a case, and the volume of its first channel."""
-    from medseg.dicom import read_image
-
     volumes = [read_image(path) for path in case.images]
-    image = to_zyx(volumes)
-    names = [CHANNEL.match(stem(path)) for path in case.images]
-    numbers = [int(name["channel"]) for name in names if name]
-    if image.shape[0] != channels or (numbers and numbers != list(range(len(numbers)))):
-        found = ", ".join(path.name for path in case.images)
-        raise UserError(
-            f"{case.name}: the model needs {channels} channel{'s' * (channels != 1)}, but {found} "
-            f"{'hold' if len(case.images) > 1 else 'holds'} {image.shape[0]}: give NIfTI files "
-            f"{case.name}_0000.nii.gz to {case.name}_{channels - 1:04d}.nii.gz."
-        )
-    return image, volumes[0]
+    _check_channels(case, volumes, predictor.channels)
+    mask = predictor.segment_volumes(volumes)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == SUFFIXES["dicom"]:
+        write_segmentation(mask, volumes[0], target, packaged.segments)
+    else:
+        write_nifti(mask, volumes[0].affine, target)
 
 
-def segment_names(packaged: PackagedModel) -> dict[str, int]:
-    """Segment names to label values: those of the metadata, which users edit.
+def _check_channels(case: Case, volumes: Sequence[Volume], needed: int) -> None:
+    """Refuses a case with other channels than the model's.
 
     Raises:
-        UserError: The metadata names no labels.
+        UserError: Their number differs, or a file between is missing.
     """
-    try:
-        definition = packaged.metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-        return {str(name): int(value) for value, name in definition.items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    count = sum(len(volume.channels) for volume in volumes)
+    names = [CHANNEL.match(stem(path)) for path in case.images]
+    numbers = [int(name["channel"]) for name in names if name]
+    if count != needed or (numbers and numbers != list(range(len(numbers)))):
+        files = ", ".join(path.name for path in case.images)
         raise UserError(
-            "the model's metadata.json has no network_data_format.outputs.pred.channel_def that "
-            "names its labels: make the model anew with convert_pt_to_ts."
-        ) from None
+            f"{case.name}: the model needs {needed} channel{'s' * (needed != 1)}, but {files} "
+            f"{'hold' if len(case.images) > 1 else 'holds'} {count}: give NIfTI files "
+            f"{case.name}_0000.nii.gz to {case.name}_{needed - 1:04d}.nii.gz."
+        )
 
 
 def _files(case: Case) -> list[Path]:
@@ -277,14 +281,9 @@ def _files(case: Case) -> list[Path]:
     return [file for image in case.images for file in [image, *image.rglob("*")] if file.is_file()]
 
 
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"  # PS3.10 7.1: preamble, then the prefix
-
-
 def _holds_dicom(folder: Path, *, deep: bool = True) -> bool:
     for place, _, names in os.walk(folder):
-        if any(_is_dicom(Path(place, name)) for name in names if not name.startswith(".")):
+        if any(is_dicom(Path(place, name)) for name in names if not name.startswith(".")):
             return True
         if not deep:
             return False

@@ -11,11 +11,13 @@ from typing import Any
 from medseg.bundle.templates import render
 from medseg.config import Labels, TaskConfig
 from medseg.nnunet import (
+    SUMMARY,
     channel_names,
     dataset_record,
     intensity_range,
     plan_facts,
     read_plans,
+    read_summary,
 )
 from medseg.project import UserError
 from medseg.tracking import run_id
@@ -39,8 +41,8 @@ def build_metadata(config: TaskConfig) -> dict[str, Any]:
         axis order (slices first).
 
     Raises:
-        UserError: The dataset is not planned yet, or the user's metadata file is no JSON object
-            of this layout.
+        UserError: The dataset is not planned yet, the fold's ``summary.json`` is no summary, or
+            the user's metadata file is no JSON object of this layout.
     """
     plans, dataset = read_plans(config)
     channels = channel_names(dataset)
@@ -90,15 +92,14 @@ def merge(generated: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 def validation_dice(config: TaskConfig, labels: Labels) -> dict[str, float]:
     """Mean Dice of the fold's validation cases, over all and per label; empty before validation."""
-    path = config.fold_folder() / "validation" / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    path = config.fold_folder() / "validation" / SUMMARY
+    if not path.is_file():
         return {}
-    values = {"mean_dice": summary["foreground_mean"]["Dice"]}
+    summary = read_summary(path)
+    values = {"mean_dice": summary["foreground_mean"].get("Dice")}
     for key, measures in summary["mean"].items():
-        values[f"dice_{labels.names.get(key, key)}"] = measures["Dice"]
-    return {name: round(value, 4) for name, value in values.items() if value == value}  # no NaN
+        values[f"dice_{labels.names.get(key, key)}"] = measures.get("Dice")
+    return {name: round(value, 4) for name, value in values.items() if value is not None}
 
 
 def provenance(config: TaskConfig) -> dict[str, str]:

@@ -12,6 +12,7 @@ from medseg.bundle.layout import write_metadata
 from medseg.bundle.metadata import build_metadata
 from medseg.bundle.monai_config import inference_json
 from medseg.config import TaskConfig
+from medseg.nnunet import channel_names
 from medseg.project import Manifest, UserError, atomic_file, file_hash, fingerprint, progress
 
 if TYPE_CHECKING:
@@ -39,6 +40,27 @@ class PackagedModel:
     plans: dict[str, Any]
     dataset: dict[str, Any]
     checkpoint: dict[str, Any]
+
+    @property
+    def channels(self) -> list[str]:
+        """The names of the input channels, in their order."""
+        return channel_names(self.dataset)
+
+    @property
+    def segments(self) -> dict[str, int]:
+        """Segment names to label values: those of the metadata, which users edit.
+
+        Raises:
+            UserError: The metadata names no labels.
+        """
+        try:
+            definition = self.metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+            return {str(name): int(value) for value, name in definition.items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(
+                "the model's metadata.json has no network_data_format.outputs.pred.channel_def "
+                "that names its labels: make the model anew with convert_pt_to_ts."
+            ) from None
 
 
 def convert_pt_to_ts(config: TaskConfig) -> dict[str, Any]:

@@ -10,14 +10,8 @@ from typing import Any
 
 import yaml
 
-from medseg.deploy.package import (
-    MANIFESTS,
-    MODELS,
-    TASK_FILE,
-    InputFormat,
-    manifests,
-    write_manifests,
-)
+from medseg.bundle.formats import Format
+from medseg.deploy.package import MANIFESTS, MODELS, TASK_FILE, manifests, write_manifests
 from medseg.deploy.registry import ImageName
 from medseg.deploy.task_file import SegmentationTask, load_segmentation_task
 from medseg.project import DataRoot, UserError, atomic_folder, file_hash, progress, write_json
@@ -93,7 +87,7 @@ def write_context(
     model_file: Path,
     task_file: Path,
     *,
-    bases: dict[InputFormat, str],
+    bases: dict[Format, str],
     task_name: str = "",
 ) -> None:
     """Writes one build context for each base.
@@ -111,13 +105,11 @@ def write_context(
     Raises:
         UserError: The model does not load, the task file has errors, or does not fit the model.
     """
-    from medseg.bundle.inference import segment_names
-    from medseg.bundle.torchscript import load_packaged
-    from medseg.deploy.application import channel_names
+    from medseg.bundle.torchscript import load_packaged  # not in an image without torch
 
     task = load_segmentation_task(task_file, task_name)
     packaged = load_packaged(model_file)
-    task.check_model(segment_names(packaged), channel_names(packaged), task_file.name)
+    task.check_model(packaged.segments, packaged.channels, task_file.name)
     name = task.file_name
     labels = _labels(packaged.metadata, task, model_file)
     for variant, base in bases.items():

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from medseg import __version__
-
-InputFormat = Literal["dicom", "nifti"]
+from medseg.bundle.formats import Format
 
 MANIFESTS = "/etc/holoscan"
 MODELS = "/opt/holoscan/models"
@@ -39,7 +38,7 @@ itself."""
 
 
 def manifests(
-    input_format: InputFormat, *, version: str = "0.0.0", model: str = ""
+    input_format: Format, *, version: str = "0.0.0", model: str = ""
 ) -> dict[str, dict[str, Any]]:
     """Both manifests by file name.
 

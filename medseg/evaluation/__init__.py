@@ -1,9 +1,9 @@
 """Metrics, the validation and test summaries, and the report.
 
-* :func:`evaluate` completes nnU-Net's validation summary of a fold with surface distances;
-  :func:`test_model` makes the same summary for the held-back test cases, segmented with the
-  packaged model; :func:`evaluate_folder` for any two folders.
-* :func:`kfp_metrics` flattens a summary for a KFP ``Metrics`` artifact.
+* :func:`evaluate` measures a fold's validation predictions; :func:`evaluate_test_cases` segments
+  the held-back test cases with the packaged model and measures those; :func:`evaluate_folder` any
+  two folders. All write nnU-Net's summary, with surface distances.
+* :func:`flat_means` gives a summary's means under flat names, as metrics have them.
 * :func:`decide_retraining` and :func:`promote` say whether a recurring run trains again, and
   whether the new model takes the place of the present one.
 * :func:`write_report` joins everything into one HTML file.

@@ -6,15 +6,9 @@ from pathlib import Path
 
 from medseg.config import TaskConfig
 from medseg.dataset import files_of
-from medseg.evaluation.summary import (
-    SUMMARY,
-    Summary,
-    evaluate_pairs,
-    log_summary,
-    pairs_fingerprint,
-    read_summary,
-)
+from medseg.evaluation.summary import evaluate_pairs, log_summary, pairs_fingerprint
 from medseg.imaging import ENDING, stem
+from medseg.nnunet import SUMMARY, Summary, read_summary
 from medseg.project import (
     CasesFailedError,
     Manifest,
@@ -26,7 +20,7 @@ from medseg.project import (
 )
 
 
-def test_model(config: TaskConfig) -> Summary:
+def evaluate_test_cases(config: TaskConfig) -> Summary:
     """Segments the config's ``test_cases`` with the packaged ``model.ts`` and measures the result.
 
     Predictions and ``summary.json`` go to ``fold_F/test``, the means to MLflow. What was segmented

@@ -90,11 +90,12 @@ class _Scene:
         """The slice of an array that a view shows, as ``[row, column]``."""
         place: list[Any] = list(self.box)
         place[view.fixed] = self.centre[view.fixed]
-        return array[tuple(place)].T
+        shown: NDArray[Any] = array[tuple(place)]
+        return shown.T
 
     def extent(self, axis: int) -> float:
         """Millimetres that are shown along an axis."""
-        return (self.box[axis].stop - self.box[axis].start) * self.spacing[axis]
+        return float(self.box[axis].stop - self.box[axis].start) * self.spacing[axis]
 
 
 def overlay_figure(
@@ -126,19 +127,19 @@ def overlay_figure(
     volumes = [
         read_nifti(path).channels[0].turned("LPS") for path in (image, reference, prediction)
     ]
-    arrays = [volume.array for volume in volumes]
+    grey, truth, predicted = (volume.array for volume in volumes)
     spacing = volumes[0].spacing
     if channel.upper() == "CT":
         window = CT_WINDOW
     else:
-        low, high = (float(value) for value in np.percentile(arrays[0], (1, 99)))
+        low, high = (float(value) for value in np.percentile(grey, (1, 99)))
         window = low, high if high > low else low + 1
     structures = list(labels.structures.values())
     values = sorted({value for structure in structures for value in structure.values})
-    true, predicted = (np.isin(array, values) for array in arrays[1:])
-    centre, box = _where(true | predicted, true, spacing)
+    main = np.isin(truth, values)
+    centre, box = _where(main | np.isin(predicted, values), main, spacing)
     with report_style():
-        uri = _draw(_Scene(*arrays, spacing, window, structures, centre, box))
+        uri = _draw(_Scene(grey, truth, predicted, spacing, window, structures, centre, box))
     alt = (
         f"Case {case}: {', '.join(view.title for view in VIEWS)} slice with the outline of the "
         "reference (solid, blue) and of the prediction (dashed, orange)."

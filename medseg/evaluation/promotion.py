@@ -16,7 +16,8 @@ from typing import Any
 from medseg.config import TaskConfig
 from medseg.dataset import case_hashes, files_of
 from medseg.evaluation.held_back import measure_model
-from medseg.evaluation.summary import Summary, case_of, of_cases
+from medseg.evaluation.summary import case_of, of_cases
+from medseg.nnunet import Summary
 from medseg.project import (
     Manifest,
     UserError,

@@ -22,9 +22,9 @@ from medseg.evaluation.facts import (
     training_facts,
     versions,
 )
-from medseg.evaluation.summary import SUMMARY, Summary, read_summary
+from medseg.evaluation.summary import case_of
 from medseg.imaging import ENDING
-from medseg.nnunet import History, TrainedFold
+from medseg.nnunet import SUMMARY, History, Summary, TrainedFold, read_summary
 from medseg.project import UserError, progress, write_text
 from medseg.project.files import remove_stale
 
@@ -65,7 +65,7 @@ def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> 
         config: The task's config.
         output: The HTML file.
         test: The summary of the test cases, its predictions beside it; default: the one that
-            :func:`medseg.evaluation.test_model` left.
+            :func:`medseg.evaluation.evaluate_test_cases` left.
 
     Returns:
         ``output``.
@@ -141,7 +141,7 @@ def _part(config: TaskConfig, name: str, path: Path) -> Part:
     summary = read_summary(path)
     structures = config.label_set.names
     rows = [
-        {"case": _case(entry), "structure": structure}
+        {"case": case_of(entry), "structure": structure}
         | {metric: entry["metrics"][key].get(metric) for metric in METRICS}
         for entry in summary["metric_per_case"]
         for key, structure in structures.items()
@@ -156,10 +156,6 @@ def _part(config: TaskConfig, name: str, path: Path) -> Part:
         if (own := [row for row in rows if row["structure"] == structure])
     ]
     return Part(name, summary, "", means, rows, _overlays(config, name, path.parent, rows))
-
-
-def _case(entry: dict[str, Any]) -> str:
-    return Path(entry["prediction_file"]).name.removesuffix(ENDING)
 
 
 def _statistics(values: Sequence[float | None]) -> dict[str, Any] | None:

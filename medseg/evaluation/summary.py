@@ -1,6 +1,7 @@
 """Summaries in the schema of nnU-Net's ``summary.json``.
 
-What this project adds: ``ASD`` and ``HD95`` (mm) beside ``Dice`` and ``IoU``; ``labels``, the
+Each case is measured once, and the numbers that nnU-Net would have measured are the same. What this
+project adds: ``ASD`` and ``HD95`` (mm) beside ``Dice`` and ``IoU``; ``labels``, the
 names of the keys; in ``mean`` of each structure ``undefined_distances``, the number of cases whose
 distances are undefined because the structure is missing in prediction or reference. Where nnU-Net
 writes the token ``NaN``, which is not JSON, stands ``null``.
@@ -8,29 +9,27 @@ writes the token ``NaN``, which is not JSON, stands ``null``.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medseg.config import Labels, TaskConfig
-from medseg.evaluation.metrics import DISTANCES, case_metrics
+from medseg.evaluation.metrics import case_metrics
 from medseg.imaging import ENDING, check_same_grid, is_nifti, read_label_map, stem
+from medseg.nnunet import SUMMARY, Summary, read_summary
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress, write_json
-
-Summary = dict[str, Any]
-
-SUMMARY = "summary.json"
+from medseg.tracking import open_run
 
 
 def evaluate(config: TaskConfig) -> Summary:
-    """Completes the validation summary of a fold: ASD and HD95 beside nnU-Net's own metrics.
+    """Measures the validation predictions of a fold and writes their summary.
 
-    The summary in ``fold_F/validation`` is replaced as a whole, its means go to MLflow, and a
-    second call with unchanged predictions only reads it.
+    ``fold_F/validation/summary.json`` is written as a whole, its means go to MLflow, and a second
+    call with unchanged predictions only reads it.
 
     Args:
         config: The task's config.
@@ -39,30 +38,19 @@ def evaluate(config: TaskConfig) -> Summary:
         The summary.
 
     Raises:
-        UserError: The fold has no validation summary.
+        UserError: The fold has no predictions.
         CasesFailedError: More cases than ``max_failed_cases`` have no readable prediction or
             reference, or the two have different geometry. The others' metrics are kept.
     """
     folder = config.fold_folder() / "validation"
-    summary = read_summary(folder / SUMMARY)
-    references = config.preprocessed_folder / "gt_segmentations"
-    # By name: the paths in the file are those of the machine that predicted.
-    pairs = {
-        stem(name): (folder / name, references / name)
-        for name in (Path(entry["prediction_file"]).name for entry in summary["metric_per_case"])
-    }
+    pairs = _pairs(folder, config.preprocessed_folder / "gt_segmentations")
+    if not pairs:
+        raise UserError(f"{folder} holds no {ENDING} file: run the stage validate first.")
     done = Manifest(folder, "evaluate")
     inputs = pairs_fingerprint(pairs, config.label_set)
     if done.is_done(inputs):
-        return summary
-    measured, failures = _measure(pairs, config.label_set)
-    for entry in summary["metric_per_case"]:
-        case = Path(entry["prediction_file"]).name.removesuffix(ENDING)
-        for key, metrics in entry["metrics"].items():
-            own = measured.get(case, {}).get(key, {})
-            metrics.update({name: own.get(name) for name in DISTANCES})
-    summary["labels"] = config.label_set.names
-    _add_means(summary, DISTANCES)
+        return read_summary(folder / SUMMARY)
+    summary, failures = _summarise(pairs, config.label_set)
     write_json(folder / SUMMARY, summary)
     log_summary(config, "validation", folder / SUMMARY, summary)
     failures.check(len(pairs), config.max_failed_cases)
@@ -86,15 +74,7 @@ def evaluate_folder(predictions: Path, references: Path, labels: Labels) -> Summ
         UserError: There is no prediction.
         CasesFailedError: A prediction has no reference, cannot be read, or has another geometry.
     """
-    return evaluate_pairs(
-        {
-            stem(path): (path, references / path.name)
-            for path in sorted(predictions.glob(f"*{ENDING}"))
-            if is_nifti(path)
-        },
-        labels,
-        where=str(predictions),
-    )
+    return evaluate_pairs(_pairs(predictions, references), labels, where=str(predictions))
 
 
 def evaluate_pairs(
@@ -121,23 +101,8 @@ def evaluate_pairs(
     """
     if not pairs:
         raise UserError(f"{where} holds no {ENDING} file: run the prediction first.")
-    measured, failures = _measure(pairs, labels)
+    summary, failures = _summarise(pairs, labels)
     failures.check(len(pairs), allowed)
-    summary: Summary = {
-        "metric_per_case": [
-            {
-                "metrics": metrics,
-                "prediction_file": str(pairs[case][0]),
-                "reference_file": str(pairs[case][1]),
-            }
-            for case, metrics in measured.items()
-        ],
-        "mean": {},
-        "foreground_mean": {},
-        "labels": labels.names,
-    }
-    names = next(iter(next(iter(measured.values())).values())).keys() if measured else ()
-    _add_means(summary, tuple(names))
     return summary
 
 
@@ -149,10 +114,7 @@ def of_cases(summary: Summary, cases: Collection[str]) -> Summary:
         cases: The cases to keep.
     """
     kept = [entry for entry in summary["metric_per_case"] if case_of(entry) in cases]
-    part: Summary = {**summary, "metric_per_case": kept, "mean": {}, "foreground_mean": {}}
-    names = next(iter(kept[0]["metrics"].values())).keys() if kept else ("Dice",)
-    _add_means(part, tuple(names))
-    return part
+    return _with_means({**summary, "metric_per_case": kept})
 
 
 def case_of(entry: Mapping[str, Any]) -> str:
@@ -160,32 +122,7 @@ def case_of(entry: Mapping[str, Any]) -> str:
     return stem(entry["prediction_file"])
 
 
-def read_summary(path: Path) -> Summary:
-    """Reads a summary, nnU-Net's own or one of ours.
-
-    Args:
-        path: The ``summary.json``.
-
-    Returns:
-        Its content, with None in place of NaN.
-
-    Raises:
-        UserError: It is missing or is no summary.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        assert {"metric_per_case", "mean", "foreground_mean"} <= content.keys()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run the stage validate first.") from None
-    except (ValueError, AttributeError, AssertionError):
-        raise UserError(
-            f"{path} is not a summary of nnU-Net: remove it, then run validate again."
-        ) from None
-    summary: Summary = _without_nan(content)
-    return summary
-
-
-def kfp_metrics(summary: Summary) -> dict[str, float]:
+def flat_means(summary: Summary) -> dict[str, float]:
     """The means of a summary as flat names, such as ``Dice_spleen`` and ``HD95_spleen_mm``.
 
     Args:
@@ -222,10 +159,8 @@ def log_summary(config: TaskConfig, part: str, path: Path, summary: Summary) -> 
         path: The summary's file.
         summary: Its content.
     """
-    from medseg.tracking import open_run
-
     with open_run(config) as tracker:
-        tracker.metrics({f"{part}/{name}": v for name, v in kfp_metrics(summary).items()})
+        tracker.metrics({f"{part}/{name}": v for name, v in flat_means(summary).items()})
         tracker.artifact(path, part)
 
 
@@ -240,45 +175,55 @@ def pairs_fingerprint(pairs: Mapping[str, tuple[Path, Path]], labels: Labels) ->
 # --- how ---
 
 
-def _measure(
-    pairs: Mapping[str, tuple[Path, Path]], labels: Labels
-) -> tuple[dict[str, dict[str, Any]], Failures]:
-    from dataclasses import replace
+def _pairs(predictions: Path, references: Path) -> dict[str, tuple[Path, Path]]:
+    """Every prediction of a folder, and the reference of the same file name."""
+    return {
+        stem(path): (path, references / path.name)
+        for path in sorted(predictions.glob(f"*{ENDING}"))
+        if is_nifti(path)
+    }
 
+
+def _summarise(pairs: Mapping[str, tuple[Path, Path]], labels: Labels) -> tuple[Summary, Failures]:
+    """The summary of the cases that can be measured, and why others cannot."""
     failures = Failures()
-    measured = {}
+    entries = []
     for number, (case, (prediction_file, reference_file)) in enumerate(pairs.items(), 1):
         with failures.case(case):
             prediction = replace(read_label_map(prediction_file), name=str(prediction_file))
             reference = replace(read_label_map(reference_file), name=str(reference_file))
             check_same_grid(reference, prediction)
-            measured[case] = case_metrics(
-                prediction.array, reference.array, reference.spacing, labels
+            entries.append(
+                {
+                    "metrics": case_metrics(
+                        prediction.array, reference.array, reference.spacing, labels
+                    ),
+                    "prediction_file": str(prediction_file),
+                    "reference_file": str(reference_file),
+                }
             )
             progress(f"{case} measured", number, len(pairs))
-    return measured, failures
+    summary = {"metric_per_case": entries, "labels": labels.names}
+    return _with_means(summary), failures
 
 
-def _add_means(summary: Summary, names: tuple[str, ...]) -> None:
+def _with_means(summary: Summary) -> Summary:
     """Means over cases (undefined ones left out), then over structures (all must be defined)."""
     cases = [entry["metrics"] for entry in summary["metric_per_case"]]
-    for key in cases[0] if cases else ():
-        means = summary["mean"].setdefault(key, {})
-        for name in names:
-            defined = [case[key][name] for case in cases if case[key][name] is not None]
-            means[name] = float(np.mean(defined)) if defined else None
-        means["undefined_distances"] = sum(case[key]["HD95"] is None for case in cases)
-    for name in names:
-        values = [means[name] for means in summary["mean"].values()]
-        complete = bool(values) and None not in values
-        summary["foreground_mean"][name] = float(np.mean(values)) if complete else None
+    mean: dict[str, dict[str, float | None]] = {}
+    for key, metrics in cases[0].items() if cases else ():
+        mean[key] = {
+            name: _mean(case[key][name] for case in cases if case[key][name] is not None)
+            for name in metrics
+        }
+        mean[key]["undefined_distances"] = sum(case[key]["HD95"] is None for case in cases)
+    overall = {}
+    for name in next(iter(cases[0].values())) if cases else ("Dice",):
+        values = [means[name] for means in mean.values()]
+        overall[name] = None if None in values else _mean(values)
+    return {**summary, "mean": mean, "foreground_mean": overall}
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _mean(values: Iterable[Any]) -> float | None:
+    defined = list(values)
+    return float(np.mean(defined)) if defined else None

@@ -5,7 +5,7 @@ The order of a task's stages; each takes the task's config and may be run again 
 1. :func:`prepare_dataset`: the NIfTI dataset becomes nnU-Net's raw dataset, every case checked.
 2. :func:`plan_and_preprocess`: fingerprint, plans, preprocessed cases, splits.
 3. :func:`train`: one fold with nnU-Net's own trainer, tracked, resumable.
-4. :func:`predict_validation`: predictions of the fold's validation split and ``summary.json``.
+4. :func:`predict_validation`: predictions of the fold's validation split.
 
 :class:`TrainedFold` says how a fold was trained, so that nobody else reads nnU-Net's files.
 :func:`environment` points nnU-Net at the config's folders; :func:`load_checkpoint` reads its

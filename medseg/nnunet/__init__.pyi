@@ -9,6 +9,9 @@ from .plans import read_plans as read_plans
 from .preprocessing import plan_and_preprocess as plan_and_preprocess
 from .raw import dataset_record as dataset_record
 from .raw import prepare_dataset as prepare_dataset
+from .summary_file import SUMMARY as SUMMARY
+from .summary_file import Summary as Summary
+from .summary_file import read_summary as read_summary
 from .trained import TrainedFold as TrainedFold
 from .training import train as train
 from .validation import predict_validation as predict_validation

@@ -54,15 +54,20 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Makes an ``OSError`` of a ``RuntimeError`` that a full disk has caused.
+    """Gives an ``OSError`` its file's name, and makes one of what a full disk has caused.
 
-    That is how torch and Blosc report one, without its number; writing on raises it.
+    Writing to a file that is open raises one without a name. torch and Blosc report a full disk as
+    a ``RuntimeError``, without its number; writing on raises that.
 
     Args:
         path: The file that is being written, or one in the same folder.
     """
     try:
         yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     except RuntimeError:
         existed = path.exists()
         try:

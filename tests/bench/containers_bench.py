@@ -21,7 +21,6 @@ import docker
 import yaml
 
 from medseg import __version__
-from medseg.bundle.inference import segment_names
 from medseg.bundle.torchscript import load_packaged
 from medseg.deploy import write_context
 from medseg.deploy.engine import hardened
@@ -60,7 +59,7 @@ def rebuild(base: str) -> float:
 def task_file(path: Path) -> Path:
     """A segmentation task for the demo's model."""
     kind = {"code": "123037004", "scheme": "SCT", "meaning": "Anatomical Structure"}
-    labels = segment_names(load_packaged(project.model_file()))
+    labels = load_packaged(project.model_file()).segments
     task = {
         "Modalities": {"image": {"File_Pattern": ".nii.gz"}},
         "Segments": [

@@ -68,13 +68,13 @@ def segment(input_folder: Path, output_folder: Path) -> None:
         add_bare_package(name)
     from application import SegmentationApplication
 
-    from medseg.deploy.application import explained
+    from medseg.deploy.output import reason_left
     from medseg.project import UserError, result
 
     if not input_folder.is_dir():
         raise UserError(f"the input folder {input_folder} does not exist: mount it there.")
     output_folder.mkdir(parents=True, exist_ok=True)
-    with explained(output_folder):
+    with reason_left(output_folder):
         application = SegmentationApplication(input_folder, output_folder)
         with ended_at_once(), failures_in_words():
             application.run()

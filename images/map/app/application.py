@@ -18,13 +18,9 @@ from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSel
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
-from medseg.deploy.application import (
-    Package,
-    find_cases,
-    segment_files,
-    segment_studies,
-    selection_rules,
-)
+from medseg.deploy.application import Package
+from medseg.deploy.dicom_input import segment_studies, selection_rules
+from medseg.deploy.nifti_input import find_cases, segment_files
 
 
 class SegmentationApplication(Application):

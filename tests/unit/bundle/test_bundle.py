@@ -180,6 +180,14 @@ def test_unusable_metadata_file_is_named(
     assert contents(copy) == before
 
 
+@pytest.mark.parametrize("foreign", ["{}", "[1]", '{"mean": {"Dice": 0.8}}'])
+def test_a_foreign_summary_is_named(copy: Path, configure: Configure, foreign: str) -> None:
+    config = configure(copy)
+    (config.fold_folder() / "validation" / "summary.json").write_text(foreign)
+    with pytest.raises(UserError, match=r"summary\.json is not a summary of nnU-Net"):
+        prepare_bundle(config)
+
+
 def test_each_stage_says_what_must_run_before_it(copy: Path, configure: Configure) -> None:
     config = configure(copy)
     shutil.rmtree(copy / "bundle" / "models")

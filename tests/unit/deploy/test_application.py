@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from pydicom import dcmread
 
-from medseg.deploy.application import (
-    Package,
-    segment_files,
-    segment_studies,
-    selection_rules,
-)
+from medseg.bundle.torchscript import PackagedModel
+from medseg.deploy.application import Package
+from medseg.deploy.dicom_input import segment_studies, selection_rules
+from medseg.deploy.nifti_input import segment_files
 from medseg.deploy.task_file import SegmentationTask
 from medseg.dicom import FolderSource
+from medseg.imaging import Volume, to_zyx
 from medseg.project import CasesFailedError, Manifest, UserError
 from tests.volumes import contents
 
@@ -30,11 +29,11 @@ class Bright:
     calls = 0
     seen: np.ndarray[Any, Any]
 
-    def segment(self, image: np.ndarray[Any, Any], spacing: Any) -> np.ndarray[Any, Any]:
-        assert image.ndim == 4
+    def segment_volumes(self, volumes: list[Volume]) -> np.ndarray[Any, Any]:
         self.calls += 1
-        self.seen = image
-        return (image[-1] > image[-1].mean()).astype(np.uint8)
+        self.seen = to_zyx(volumes)
+        last = volumes[-1].array
+        return (last > last.mean()).astype(np.uint8)
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def package(tmp_path: Path) -> Package:
     definition = {"0": "background", "1": "Tumor"}
     metadata = {"network_data_format": {"outputs": {"pred": {"channel_def": definition}}}}
     channels = {"channel_names": {"0": "T1", "1": "FLAIR"}}
-    package.__dict__["model"] = SimpleNamespace(metadata=metadata, dataset=channels)
+    package.__dict__["model"] = PackagedModel(torch.nn.Identity(), metadata, {}, channels, {})
     package.__dict__["predictor"] = Bright()
     return package
 

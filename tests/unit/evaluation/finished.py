@@ -71,7 +71,7 @@ def held_back(config: TaskConfig) -> set[str]:
 
 
 def write_test_results(config: TaskConfig) -> None:
-    """Predictions of the held-back cases with their summary, as test_model leaves them."""
+    """Predictions of the held-back cases with their summary, as evaluate_test_cases leaves them."""
     folder = config.fold_folder() / "test"
     pairs = {}
     for number, case in enumerate(config.test_cases):

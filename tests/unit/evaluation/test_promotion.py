@@ -41,7 +41,7 @@ def add_case(config: TaskConfig, case: str, seed: int = 0) -> None:
 
 
 def measured(config: TaskConfig) -> int:
-    """How many cases the candidate is measured on, as test_model does it before it is judged."""
+    """How many cases the candidate is measured on, as test_model does before it is judged."""
     summary, _ = measure_model(config, config.model_file, config.fold_folder() / "test")
     return len(summary["metric_per_case"])
 

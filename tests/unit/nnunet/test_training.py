@@ -17,7 +17,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from medseg.config import TaskConfig, load_config
-from medseg.evaluation import evaluate
+from medseg.evaluation import evaluate, evaluate_folder
 from medseg.nnunet import load_checkpoint, predict_validation, train
 from medseg.project import Manifest, UserError
 from tests.hippocampus import write_config
@@ -137,8 +137,8 @@ def test_validation(trained: Trained) -> None:
     config = trained.config
     folder = config.fold_folder() / "validation"
     cases = json.loads((config.preprocessed_folder / "splits_final.json").read_text())[0]["val"]
-    summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) == {"metric_per_case", "mean", "foreground_mean"}
+    references = config.preprocessed_folder / "gt_segmentations"
+    summary = evaluate_folder(folder, references, config.label_set)
     assert [Path(case["prediction_file"]).name for case in summary["metric_per_case"]] == [
         f"{case}.nii.gz" for case in cases
     ]
@@ -151,13 +151,17 @@ def test_validation(trained: Trained) -> None:
         dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
         assert case["metrics"]["1"]["Dice"] == pytest.approx(dice)
 
-    # one prediction is lost: only that one is made again
+    # one prediction is lost: only that one is made again; what is of no case of the fold goes
     lost, kept = (folder / f"{case}.nii.gz" for case in cases)
     content, before = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
+    for stale in ("summary.json", "another.nii.gz", ".medseg/another.json"):
+        (folder / stale).write_text("stale")
     predict_validation(config)
     assert lost.read_bytes() == content
     assert kept.stat().st_mtime_ns == before
+    assert {path.name for path in folder.iterdir()} == {lost.name, kept.name, ".medseg"}
+    assert {path.stem for path in (folder / ".medseg").iterdir()} == set(cases)
 
 
 def test_nnunets_own_command_predicts_with_the_folder(trained: Trained, tmp_path: Path) -> None:
@@ -352,14 +356,12 @@ def test_a_full_disk_while_it_validates(
     kept, lost = sorted(folder.glob("*.nii.gz"))
     content, before = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
-    (folder / "summary.json").unlink()
-    with trained_volume.full("validate", capsys, file=lost.name):  # SimpleITK writes it
+    with trained_volume.full("validate", capsys, file=lost.name):
         predict_validation(config)
     assert not lost.exists()
     predict_validation(config)
     assert lost.read_bytes() == content
     assert kept.stat().st_mtime_ns == before
-    assert len(json.loads((folder / "summary.json").read_text())["metric_per_case"]) == 2
     with trained_volume.full("validate", capsys):
         evaluate(config)
     assert len(evaluate(config)["metric_per_case"]) == 2

@@ -259,3 +259,14 @@ def test_a_compressed_file_that_was_cut_off(tmp_path: Path) -> None:
 )
 def test_any_text_as_the_name_of_a_file(text: str, name: str, in_ascii: str) -> None:
     assert (safe_name(text), safe_name(text, ascii_only=True)) == (name, in_ascii)
+
+
+def test_an_error_of_writing_names_the_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError) as caught,
+        atomic_file(tmp_path / "result.txt"),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        full.write(b"a")
+    assert caught.value.filename.endswith("-result.txt")
+    assert list(tmp_path.iterdir()) == []
