@@ -6,16 +6,16 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import docker
+from docker import DockerClient
+from docker.models.images import Image
 
 from medseg.deploy.context import read_context
 from medseg.deploy.package import ENVIRONMENT, STACK
 from medseg.deploy.registry import ImageName
-from medseg.project import UserError
-
-if TYPE_CHECKING:
-    from docker import DockerClient
-    from docker.models.images import Image
+from medseg.project import UserError, progress
 
 STOP_S = 60
 """Seconds that a container has after SIGTERM to end cleanly: to write a checkpoint, say."""
@@ -29,8 +29,6 @@ def docker_client() -> DockerClient:
     Raises:
         UserError: It cannot be reached.
     """
-    import docker
-
     try:
         client = docker.from_env()
         client.ping()
@@ -52,8 +50,6 @@ def hardened(user: int, group: int) -> dict[str, Any]:
         user: The user that it runs as.
         group: Its group.
     """
-    import docker
-
     return {
         "user": f"{user}:{group}",
         "read_only": True,
@@ -75,12 +71,10 @@ def find_image(client: DockerClient, name: str) -> Image:
     Raises:
         UserError: It cannot be had.
     """
-    import docker
-
     try:
         with contextlib.suppress(docker.errors.ImageNotFound):
             return client.images.get(name)
-        print(f"pulling {name}", flush=True)
+        progress(f"pulling {name}")
         return client.images.pull(name)
     except docker.errors.APIError as error:
         raise UserError(
@@ -114,8 +108,6 @@ def run_container(
     Raises:
         UserError: There is no such image, or it cannot be started.
     """
-    import docker
-
     find_image(client, image)
     threads = {THREADS: os.environ[THREADS]} if THREADS in os.environ else {}
     environment = {**threads, **options.pop("environment", {})}
@@ -162,8 +154,6 @@ def infer(image: str, input_path: Path, output_folder: Path, *, gpu: bool = Fals
         UserError: The input does not exist, the image is none of this kind, or Docker cannot run
             it.
     """
-    import docker
-
     if not input_path.exists():
         raise UserError(f"the input {input_path} does not exist.")
     if output_folder.exists() and not output_folder.is_dir():
@@ -223,8 +213,6 @@ def build_with_docker(
         UserError: The context, the name or the base image is wrong, the name is taken in the
             registry, or the push fails.
     """
-    import docker
-
     read_context(context)
     if push:
         ImageName.parse(name, "image")
@@ -248,8 +236,6 @@ def build_with_docker(
 
 def _may_push(client: DockerClient, image: Image, name: str) -> bool:
     """Whether the registry has no image of this name, or this one."""
-    import docker
-
     try:
         digest = client.images.get_registry_data(name).id
     except docker.errors.APIError:  # there is none, or the push will say what is wrong

@@ -13,18 +13,19 @@ import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
+from medseg.deploy.output import reason_left
 from medseg.deploy.package import ENVIRONMENT, STACK, TASK_FILE
+from medseg.project import DataRoot, UserError, explained_os_errors, result, stage
+from medseg.project.variables import EVENTS
 
 EXPORT = Path("/var/run/holoscan/export")
 
 
 def main(arguments: list[str]) -> int:
     """Runs one command; returns the exit status."""
-    from medseg.project import DataRoot, UserError, explained_os_errors, stage
-    from medseg.project.variables import EVENTS
-
     # the first process of a container ignores signals that it does not handle
     signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
     try:
@@ -40,12 +41,12 @@ def main(arguments: list[str]) -> int:
                         root.resolve(arguments[2], field="output_folder_path"),
                     )
             else:
-                if os.access(place("HOLOSCAN_LOGS_PATH"), os.W_OK):
-                    os.environ[EVENTS.name] = str(place("HOLOSCAN_LOGS_PATH") / "events.jsonl")
-                root = DataRoot(place("HOLOSCAN_WORKDIR"))
+                if os.access(path_of("HOLOSCAN_LOGS_PATH"), os.W_OK):
+                    os.environ[EVENTS.name] = str(path_of("HOLOSCAN_LOGS_PATH") / "events.jsonl")
+                root = DataRoot(path_of("HOLOSCAN_WORKDIR"))
                 segment(
-                    root.path / place("HOLOSCAN_INPUT_PATH"),
-                    root.path / place("HOLOSCAN_OUTPUT_PATH"),
+                    root.path / path_of("HOLOSCAN_INPUT_PATH"),
+                    root.path / path_of("HOLOSCAN_OUTPUT_PATH"),
                 )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def place(variable: str) -> Path:
+def path_of(variable: str) -> Path:
     """The path that a variable of the package specification names."""
     return Path(os.environ.get(variable) or ENVIRONMENT[variable])
 
@@ -68,9 +69,6 @@ def segment(input_folder: Path, output_folder: Path) -> None:
         add_bare_package(name)
     from application import SegmentationApplication
 
-    from medseg.deploy.output import reason_left
-    from medseg.project import UserError, result
-
     if not input_folder.is_dir():
         raise UserError(f"the input folder {input_folder} does not exist: mount it there.")
     output_folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +82,7 @@ def segment(input_folder: Path, output_folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def ended_at_once():
+def ended_at_once() -> Iterator[None]:
     """Lets SIGTERM kill this process: while Holoscan runs, nothing is written yet."""
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
@@ -94,10 +92,8 @@ def ended_at_once():
 
 
 @contextlib.contextmanager
-def failures_in_words():
+def failures_in_words() -> Iterator[None]:
     """Turns what MONAI Deploy's operators raise into a sentence, without values of the headers."""
-    from medseg.project import UserError, explained_os_errors
-
     try:
         with explained_os_errors():
             yield
@@ -119,13 +115,15 @@ def add_bare_package(name: str) -> None:
     part of that package and needs none of it.
     """
     spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise ModuleNotFoundError(name)
     sys.modules[name] = importlib.util.module_from_spec(spec)
 
 
 def show() -> None:
     """Prints both manifests."""
     for name in ("app", "pkg"):
-        text = place(f"HOLOSCAN_{name.upper()}_MANIFEST_PATH").read_text(encoding="utf-8")
+        text = path_of(f"HOLOSCAN_{name.upper()}_MANIFEST_PATH").read_text(encoding="utf-8")
         print(f"--- {name}.json", text, sep="\n")
 
 
@@ -135,22 +133,20 @@ def export() -> None:
     Raises:
         UserError: Nothing is mounted where it belongs.
     """
-    from medseg.project import UserError
-
     if not EXPORT.is_dir():
         raise UserError(
             f'there is no {EXPORT} to export to: mount a folder there (-v "$PWD/export:{EXPORT}").'
         )
     content = {
-        "app": [place("HOLOSCAN_APPLICATION")],
+        "app": [path_of("HOLOSCAN_APPLICATION")],
         "config": [
-            place("HOLOSCAN_APP_MANIFEST_PATH"),
-            place("HOLOSCAN_PKG_MANIFEST_PATH"),
-            place("HOLOSCAN_CONFIG_PATH"),
+            path_of("HOLOSCAN_APP_MANIFEST_PATH"),
+            path_of("HOLOSCAN_PKG_MANIFEST_PATH"),
+            path_of("HOLOSCAN_CONFIG_PATH"),
             Path(os.environ.get("SEGMENTATION_TASK_CONFIG_FILE") or TASK_FILE),
         ],
-        "models": [place("HOLOSCAN_MODEL_PATH")],
-        "docs": [place("HOLOSCAN_DOCS_PATH")],
+        "models": [path_of("HOLOSCAN_MODEL_PATH")],
+        "docs": [path_of("HOLOSCAN_DOCS_PATH")],
     }
     wanted = [name for name in content if (EXPORT / name).is_dir()] or list(content)
     for name in wanted:

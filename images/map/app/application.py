@@ -1,7 +1,9 @@
-"""The application: MONAI Deploy's operators choose what to segment; ours remembers it.
+"""MONAI Deploy chooses series, we segment.
 
-The segmentation itself comes after ``run``, in the main thread: Holoscan keeps an operator's
-exceptions and signals to itself.
+It chooses, because ``Rules_Text`` in a segmentation task file is its selector's language: users
+have such rules, and only its own code reads them as it does. We segment, after ``run`` and in the
+main thread, because Holoscan keeps an operator's exceptions and signals to itself: no failed case
+could be named, and no container be stopped.
 """
 
 import copy
@@ -9,6 +11,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, ConditionType, Operator
@@ -30,14 +33,14 @@ class SegmentationApplication(Application):
         chosen: After ``run``: StudyInstanceUID to modality to SeriesInstanceUIDs.
     """
 
-    def __init__(self, input_folder: Path, output_folder: Path):
+    def __init__(self, input_folder: Path, output_folder: Path) -> None:
         self.input_folder, self.output_folder = input_folder, output_folder
         self.package = Package.from_environment()
         self.is_nifti = os.environ.get("MEDSEG_INPUT_FORMAT") == "nifti"
         self.chosen: dict[str, dict[str, list[str]]] = {}
         super().__init__()
 
-    def compose(self):
+    def compose(self) -> None:
         """Builds the graph of operators (the SDK's hook)."""
         once = CountCondition(self, 1)  # an operator that waits for nothing would run for ever
         if self.is_nifti:
@@ -88,8 +91,10 @@ class SeriesSelector(DICOMSeriesSelectorOperator):
     Without this "(.*?)" would refuse a study that has no description.
     """
 
-    def _select_series(self, attributes, study, *args, **kwargs):
-        found = []
+    def _select_series(
+        self, attributes: dict[str, Any], study: Any, *args: Any, **kwargs: Any
+    ) -> list[Any]:
+        selected: list[Any] = []
         for series in study.get_all_series():
             header = series.get_sop_instances()[0].get_native_sop_instance()
             alone = copy.copy(study)
@@ -99,8 +104,8 @@ class SeriesSelector(DICOMSeriesSelectorOperator):
                 for keyword, rule in attributes.items()
                 if header.get(keyword) or not (isinstance(rule, str) and re.search(rule, ""))
             }
-            found += super()._select_series(conditions, alone, *args, **kwargs)
-        return found
+            selected += super()._select_series(conditions, alone, *args, **kwargs)
+        return selected
 
 
 class SeriesChoice(Operator):
@@ -110,11 +115,11 @@ class SeriesChoice(Operator):
         study_selected_series_list: The selector's output.
     """
 
-    def setup(self, spec):
+    def setup(self, spec: Any) -> None:
         """Declares the input (the SDK's hook)."""
         spec.input("study_selected_series_list").condition(ConditionType.MESSAGE_AVAILABLE)
 
-    def compute(self, op_input, op_output, context):  # noqa: ARG002 - the SDK's signature
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:  # noqa: ARG002 - the SDK's
         """Remembers it (the SDK's hook)."""
         for study in op_input.receive("study_selected_series_list"):
             modalities = self.fragment.chosen.setdefault(str(study.study.StudyInstanceUID), {})
@@ -126,7 +131,7 @@ class SeriesChoice(Operator):
 class FileSelector(Operator):
     """Checks that the input folder holds files of the task's modalities."""
 
-    def compute(self, op_input, op_output, context):  # noqa: ARG002 - the SDK's signature
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:  # noqa: ARG002 - the SDK's
         """Checks it (the SDK's hook)."""
         application = self.fragment
         find_cases(application.package.task, application.input_folder, application.output_folder)
