@@ -22,7 +22,7 @@ from medseg.dataset import case_hashes
 from medseg.evaluation import decide_retraining, describe_promotion, promote, promotion
 from medseg.evaluation.held_back import measure_model
 from medseg.evaluation.promotion import present_model, read_promotions
-from medseg.imaging import read_nifti, write_nifti
+from medseg.imaging import is_nifti, read_nifti, stem, write_nifti
 from medseg.nnunet import prepare_dataset
 from medseg.project import CasesFailedError, DataRoot, Failures, UserError, write_json
 
@@ -85,7 +85,7 @@ def package(config: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> Package:
     def segment(model: Path, images: Path, folder: Path, **_: Any) -> None:
         content = json.loads(model.read_text())
         failures = Failures()
-        cases = sorted(path.name.removesuffix(".nii.gz") for path in images.glob("*.nii.gz"))
+        cases = sorted(stem(path) for path in images.iterdir() if is_nifti(path))
         for case in cases:
             with failures.case(case):
                 if case in content["fails"]:
@@ -188,6 +188,17 @@ def test_a_test_image_that_has_gone(config: TaskConfig, package: Package, root: 
         measured(config)
     config = configure(root, max_failed_cases=1)
     assert measured(config) == 2
+
+
+def test_uncompressed_test_images(config: TaskConfig, package: Package, root: DataRoot) -> None:
+    config = configure(root, modality_dict={"image": "_image.nii", "label": "_label.nii.gz"})
+    for case in TESTED:
+        image = read_nifti(config.data_folder / case / f"{case}_image.nii.gz")
+        write_nifti(image.array, image.affine, config.data_folder / case / f"{case}_image.nii")
+    package()
+    assert measured(config) == 3
+    for path in (config.fold_folder() / "test" / "images").iterdir():
+        assert read_nifti(path).shape == (8, 8, 8)
 
 
 def test_too_many_failed(config: TaskConfig, package: Package) -> None:
