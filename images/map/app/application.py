@@ -8,7 +8,6 @@ could be named, and no container be stopped.
 
 import copy
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pydicom.errors import InvalidDicomError
 from medseg.deploy.application import Package
 from medseg.deploy.dicom_input import segment_studies, selection_rules
 from medseg.deploy.nifti_input import find_cases, segment_files
+from medseg.project.variables import INPUT_FORMAT
 
 
 class SegmentationApplication(Application):
@@ -36,7 +36,7 @@ class SegmentationApplication(Application):
     def __init__(self, input_folder: Path, output_folder: Path) -> None:
         self.input_folder, self.output_folder = input_folder, output_folder
         self.package = Package.from_environment()
-        self.is_nifti = os.environ.get("MEDSEG_INPUT_FORMAT") == "nifti"
+        self.is_nifti = INPUT_FORMAT.value == "nifti"
         self.chosen: dict[str, dict[str, list[str]]] = {}
         super().__init__()
 
