@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -19,6 +20,9 @@ from medseg.project.errors import UserError
 
 PARTIAL = ".partial-"
 """What the name of unfinished work starts with; it may be deleted at any time."""
+
+_REPLACED = ".replaced-"
+"""What the name of a whole folder starts with whose place is just being taken."""
 
 
 @contextmanager
@@ -94,21 +98,28 @@ def _claimed(temporary: Path) -> Iterator[None]:
 
 
 def remove_stale(path: Path) -> None:
-    """Removes what killed writers left of ``path``; what a living one writes is left alone."""
-    for stale in path.parent.glob(f"{PARTIAL}????????-{escape(path.name)}"):
-        with suppress(OSError):
-            if stale.is_symlink():  # it cannot be marked, and takes no time to make
-                stale.unlink()
-                continue
-            handle = os.open(stale, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where it is somebody's
-                if stale.is_dir():
-                    shutil.rmtree(stale, ignore_errors=True)
-                else:
+    """Removes what killed writers left of ``path``; what a living one writes is left alone.
+
+    A folder that was moved out of the way for a new one, which then did not come, is put back.
+    """
+    for prefix in (_REPLACED, PARTIAL):
+        for stale in path.parent.glob(f"{prefix}????????-{escape(path.name)}"):
+            with suppress(OSError):
+                if stale.is_symlink():  # it cannot be marked, and takes no time to make
                     stale.unlink()
-            finally:
-                os.close(handle)
+                    continue
+                handle = os.open(stale, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    # fails where it is somebody's
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if prefix == _REPLACED and not path.exists():
+                        stale.replace(path)
+                    elif stale.is_dir():
+                        shutil.rmtree(stale, ignore_errors=True)
+                    else:
+                        stale.unlink()
+                finally:
+                    os.close(handle)
 
 
 @contextmanager
@@ -138,6 +149,9 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Gives a new folder beside ``path``, which takes the place of ``path`` on success.
 
+    Whenever it is killed, the old folder or the new one is there: where the volume cannot exchange
+    them in one step, the next writer (:func:`remove_stale`) puts the old one back.
+
     Args:
         path: The target. What it held before is removed once the new one is complete.
 
@@ -146,13 +160,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with scratch_folder(path) as temporary:
         yield temporary
-        if path.exists():
-            old = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
-            path.replace(old)
+        if not path.exists():
             temporary.replace(path)
+        elif not _exchange(temporary, path):  # else the old one is now the temporary
+            old = path.with_name(f"{_REPLACED}{uuid4().hex[:8]}-{path.name}")
+            with _claimed(path):
+                path.replace(old)
+                temporary.replace(path)
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.replace(path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names in one step; False where the system or the volume cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # no Linux, or an old C library
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def private_folder(folder: Path) -> Path:

@@ -270,3 +270,32 @@ def test_an_error_of_writing_names_the_file(tmp_path: Path) -> None:
         full.write(b"a")
     assert caught.value.filename.endswith("-result.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from medseg.project import atomic_folder
+import medseg.project.files as files
+if sys.argv[2] == "without":  # as on a volume that cannot exchange two names
+    files._exchange = lambda *_: False
+replace = Path.replace
+def and_die(path, target):
+    replace(path, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = and_die
+with atomic_folder(Path(sys.argv[1])) as new:
+    (new / "new").touch()
+"""
+
+
+@pytest.mark.parametrize("exchange", ["with", "without"])
+def test_a_kill_while_a_folder_is_replaced_loses_neither(tmp_path: Path, exchange: str) -> None:
+    target = tmp_path / "out"
+    with atomic_folder(target) as temporary:
+        (temporary / "old").touch()
+    subprocess.run([sys.executable, "-c", KILLED, str(target), exchange])
+    with pytest.raises(RuntimeError), atomic_folder(target):  # the next writer comes to nothing
+        raise RuntimeError
+    assert [path.name for path in target.iterdir()] in (["old"], ["new"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
