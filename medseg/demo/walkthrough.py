@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from medseg.config import TaskConfig, load_config
 from medseg.dataset import DESCRIPTION, check_decathlon, copy_decathlon
 from medseg.demo.config import write_demo_config
 from medseg.demo.phantoms import generate_phantoms
-from medseg.project import DataRoot, Manifest
+from medseg.project import DataRoot, Manifest, read_json
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def read_summaries(config: TaskConfig) -> dict[str, dict[str, Any]]:
         ``validation`` and ``test`` to the content of their ``summary.json``.
     """
     return {
-        part: json.loads(path.read_text(encoding="utf-8"))
+        part: read_json(path)
         for part in ("validation", "test")
         if (path := config.fold_folder() / part / "summary.json").is_file()
     }

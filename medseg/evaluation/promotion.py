@@ -7,7 +7,6 @@ every judgement with its numbers; the last one says which cases training has see
 
 from __future__ import annotations
 
-import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ from medseg.project import (
     file_hash,
     fingerprint,
     progress,
+    read_json,
     result,
     write_json,
 )
@@ -158,16 +158,12 @@ def read_promotions(config: TaskConfig) -> list[dict[str, Any]]:
         UserError: The record is damaged.
     """
     path = _history_file(config)
-    if not path.is_file():
-        return []
-    try:
-        history: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(history, list)
-        assert all({"candidate", "config", "cases", "reason"} <= entry.keys() for entry in history)
-    except (ValueError, AttributeError, AssertionError):
+    history: list[Any] = read_json(path, [], remedy="Restore it, or remove it to judge anew.")
+    parts = {"candidate", "config", "cases", "reason"}
+    if not all(isinstance(entry, dict) and parts <= entry.keys() for entry in history):
         raise UserError(
             f"{path} is not the record of promotions: restore it, or remove it to judge anew."
-        ) from None
+        )
     return history
 
 

@@ -25,7 +25,7 @@ from medseg.evaluation.facts import (
 from medseg.evaluation.summary import case_of
 from medseg.imaging import ENDING
 from medseg.nnunet import SUMMARY, History, Summary, TrainedFold, read_summary
-from medseg.project import UserError, progress, write_text
+from medseg.project import UserError, duration, progress, write_text
 from medseg.project.files import remove_stale
 
 METRICS = {"Dice": "", "IoU": "", "ASD": "mm", "HD95": "mm"}
@@ -283,17 +283,8 @@ def _training_settings(
     }
     if history:
         seconds = [history.seconds(epoch) for epoch in range(len(history))]
-        shown["Time"] = (
-            f"{_duration(sum(seconds))}, {_duration(float(np.median(seconds)))} an epoch"
-        )
+        shown["Time"] = f"{duration(sum(seconds))}, {duration(float(np.median(seconds)))} an epoch"
     return shown
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medseg.project import duration
+
 
 @dataclass(frozen=True)
 class History:
@@ -109,12 +111,5 @@ def describe(history: History, epochs: int, start: int) -> str:
     return (
         f"epoch {epoch + 1}: train loss {values['train_loss']:.4f}, val loss "
         f"{values['val_loss']:.4f}, Dice {values['mean_Dice']:.3f} ({dice}), "
-        f"{values['epoch_seconds']:.1f} s, {_duration(left)} left"
+        f"{values['epoch_seconds']:.1f} s, {duration(left)} left"
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

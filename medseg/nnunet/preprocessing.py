@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,9 +37,10 @@ from medseg.project import (
     progress,
     read_json,
     remove_others,
+    scratch_folder,
     write_json,
 )
-from medseg.project.files import PARTIAL, disk_errors
+from medseg.project.files import remove_stale
 
 PLANNERS = {
     "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
@@ -258,8 +258,8 @@ def _preprocess(
     settings = case_settings(plans, configuration)
     folder = config.preprocessed_folder / configuration.data_identifier
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"{PARTIAL}*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    for case in dataset["cases"]:
+        remove_stale(folder / case)  # of a run that was killed
     to_do: dict[str, tuple[Any, ...]] = {}
     for case in dataset["cases"]:
         raw = Manifest(config.raw_folder, f"case-{case}").read()
@@ -293,10 +293,8 @@ def _preprocess_case(
     dataset = read_json(plans_file.parent / "dataset.json")
     images = sorted(str(path) for path in files if path.parent.name == "imagesTr")
     label = next(str(path) for path in files if path.parent.name == "labelsTr")
-    temporary = folder / f"{PARTIAL}{case}"
-    temporary.mkdir(exist_ok=True)
-    try:
-        with quiet(), disk_errors(temporary / "more"):
+    with scratch_folder(folder / case) as temporary:
+        with quiet():
             configuration.preprocessor_class(verbose=False).run_case_save(
                 str(temporary / case), images, label, plans, configuration, dataset
             )
@@ -304,8 +302,6 @@ def _preprocess_case(
         for target in targets:
             (temporary / target.name).replace(target)
         Manifest(folder, case).record(inputs, targets)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _place_references(config: TaskConfig, cases: list[str]) -> None:

@@ -160,7 +160,7 @@ def _prepare_case(
     if len(volumes) != len(channels):
         raise UserError(
             f"{images[0].name} holds {len(volumes)} channels, not {len(channels)} "
-            f"({', '.join(channels)}): correct modality_list and modality_dict"
+            f"({', '.join(channels)}): correct modality_list and modality_dict."
         )
     for volume in volumes:
         check_rectangular(volume)
@@ -219,7 +219,7 @@ def _check_finite(image: Volume) -> None:
     if count:
         raise UserError(
             f"image {image.name} has {count} voxels that are not finite (NaN or infinite): replace "
-            "them"
+            "them."
         )
 
 
@@ -229,7 +229,7 @@ def _check_values(label: Volume, declared: list[int]) -> None:
         raise UserError(
             f"label {label.name} holds the value{'s' if len(unknown) > 1 else ''} "
             f"{_numbers(unknown)}, which the config does not declare (labels: "
-            f"{_numbers(declared)}): add it to labels, or correct the file"
+            f"{_numbers(declared)}): add it to labels, or correct the file."
         )
 
 

@@ -7,6 +7,7 @@ from .errors import findings as findings
 from .errors import nearest as nearest
 from .errors import type_and_place as type_and_place
 from .events import Event as Event
+from .events import duration as duration
 from .events import follow_events as follow_events
 from .events import progress as progress
 from .events import read_events as read_events

@@ -155,6 +155,14 @@ def result(label: str, path: Path) -> None:
     announce("result", label, path=str(path))
 
 
+def duration(seconds: float) -> str:
+    """A time in words, such as ``3.4 s``, ``95 s``, ``20 min``, ``2 h 5 min``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def run_folder(root: DataRoot) -> Path | None:
     """The folder of the run that this stage belongs to, where it is known."""
     if EVENTS.value:

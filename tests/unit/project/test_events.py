@@ -11,6 +11,7 @@ from medseg.project import (
     DataRoot,
     Event,
     UserError,
+    duration,
     follow_events,
     progress,
     read_events,
@@ -102,3 +103,11 @@ def test_a_run_is_followed_while_it_is_written(root: DataRoot, file: Path) -> No
         tell(root)
     assert seen == read_events(file)
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(3.42, "3.4 s"), (95, "95 s"), (1200, "20 min"), (7500, "2 h 5 min")],
+)
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
