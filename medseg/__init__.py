@@ -1,4 +1,10 @@
-"""kfp-medseg: the life of a medical-image segmentation model as Kubeflow Pipelines components."""
+"""kfp-medseg: the life of a medical-image segmentation model as Kubeflow Pipelines components.
+
+The rooms, each of which knows only those before it: ``project`` (the data root), ``config`` (the
+task), ``imaging`` (volumes), ``dataset`` (cases), ``tracking`` (MLflow), ``dicom``, ``nnunet``,
+``demo``, ``bundle`` (the packaged model), ``evaluation``, ``deploy`` (images of a model),
+``kubeflow``, ``cli``. ``docs/architecture.md`` is the map.
+"""
 
 from typing import TYPE_CHECKING
 
