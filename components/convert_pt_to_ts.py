@@ -17,9 +17,10 @@ def convert_pt_to_ts(config_file_path: str, model: Output[Model], fold: int = -1
         fold: Fold to package; -1: the one that the config names.
     """
     from medseg.bundle import convert_pt_to_ts as convert
+    from medseg.bundle import model_file
     from medseg.config import fold_stage
     from medseg.project import result
 
     with fold_stage("convert_pt_to_ts", config_file_path, fold) as config:
         model.metadata.update(convert(config))
-        result("packaged model", config.model_file)
+        result("packaged model", model_file(config))

@@ -22,17 +22,16 @@ def promote(
     """
     from pathlib import Path
 
+    from medseg.bundle import present_model
     from medseg.config import load_config
-    from medseg.evaluation import describe_promotion
+    from medseg.evaluation import describe_promotion, promotion_measures
     from medseg.evaluation import promote as judge
     from medseg.project import stage
 
     with stage("promote", target=config_file_path) as root:
         config = load_config(config_file_path, root)
         judgement = judge(config)
-        metrics.log_metric("promoted", int(judgement["promoted"]))
-        for name in ("candidate", "present"):
-            if (judgement[name] or {}).get("Dice") is not None:
-                metrics.log_metric(f"{name}_Dice", judgement[name]["Dice"])
+        for name, value in promotion_measures(judgement).items():
+            metrics.log_metric(name, value)
         Path(decision.path).write_text(describe_promotion(judgement), encoding="utf-8")
-        model.metadata["path"] = root.relative(config.bundle_folder / "models" / "model.ts")
+        model.metadata["path"] = root.relative(present_model(config))

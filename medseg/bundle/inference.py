@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from pydicom.misc import is_dicom
 
 from medseg.bundle.formats import SUFFIXES, Format
 from medseg.bundle.torchscript import PackagedModel, load_packaged
 from medseg.dicom import read_image, write_segmentation
 from medseg.imaging import ENDINGS, Volume, is_nifti, stem, write_nifti
-from medseg.nnunet.devices import choose_bfloat16
+from medseg.nnunet.devices import choose_bfloat16, choose_device
 from medseg.nnunet.prediction import CasePredictor
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress
 
@@ -203,14 +202,9 @@ def build_predictor(
     precision: str = "auto",
 ) -> CasePredictor:
     """A predictor for a packaged model; arguments and errors as those of :func:`segment`."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device: {device!r} is unknown: use auto, cpu or cuda.")
     if precision not in ("auto", "float32", "bfloat16"):
         raise UserError(f"precision: {precision!r} is unknown: use auto, float32 or bfloat16.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda is not available on this machine: use auto or cpu.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device).type
     if precision == "auto":
         precision = "float16" if device == "cuda" else "float32"
     elif device == "cpu" and not choose_bfloat16(precision, device):

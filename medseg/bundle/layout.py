@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medseg.bundle.metadata import build_metadata, metadata_path
+from medseg.bundle.metadata import build_metadata
 from medseg.bundle.monai_config import inference_yaml
+from medseg.bundle.paths import metadata_file, models_folder
 from medseg.bundle.templates import render
 from medseg.config import TaskConfig
 from medseg.project import progress, write_json, write_text
@@ -31,7 +32,7 @@ def prepare_bundle(config: TaskConfig) -> Path:
     """
     folder = config.bundle_folder
     metadata = build_metadata(config)
-    (folder / "models").mkdir(parents=True, exist_ok=True)
+    models_folder(config).mkdir(parents=True, exist_ok=True)
     channels = metadata["network_data_format"]["inputs"]["image"]["num_channels"]
     write_text(folder / "configs" / "inference.yaml", inference_yaml(channels, config.default_fold))
     write_metadata(config, metadata)
@@ -43,7 +44,7 @@ def prepare_bundle(config: TaskConfig) -> Path:
 
 def write_metadata(config: TaskConfig, metadata: Mapping[str, Any]) -> None:
     """Writes ``configs/metadata.json`` and the page that is made from it, ``docs/README.md``."""
-    write_json(metadata_path(config), metadata)
+    write_json(metadata_file(config), metadata)
     packages = [
         f"{name} {number}" for name, number in metadata["required_packages_version"].items()
     ]

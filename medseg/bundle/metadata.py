@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from medseg.bundle.templates import render
@@ -144,8 +143,3 @@ def _modality(channel: str) -> str:
 
 def _version(package: str) -> str:
     return version(package).partition("+")[0]  # without the build: 2.13.0, not 2.13.0+cpu
-
-
-def metadata_path(config: TaskConfig) -> Path:
-    """Where the bundle keeps its metadata."""
-    return config.bundle_folder / "configs" / "metadata.json"

@@ -6,17 +6,18 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from medseg.bundle.layout import write_metadata
 from medseg.bundle.metadata import build_metadata
 from medseg.bundle.monai_config import inference_json
+from medseg.bundle.paths import checkpoint_file, descriptions, model_file
 from medseg.config import TaskConfig
 from medseg.nnunet import channel_names
+from medseg.nnunet.preprocessing import example_patches
 from medseg.project import Manifest, UserError, atomic_file, file_hash, fingerprint, progress
-
-if TYPE_CHECKING:
-    import torch
 
 TOLERANCE = 1e-3
 """Largest difference of logits, as a fraction of their range, between traced and original network;
@@ -82,9 +83,8 @@ def convert_pt_to_ts(config: TaskConfig) -> dict[str, Any]:
         UserError: The bundle has no checkpoint of the fold, no preprocessed case is there to
             compare on, or the traced network differs from the original.
     """
-    fold, target = config.fold, config.model_file
-    models, source = config.bundle_folder / "models", target.with_name("model.pt")
-    described = [models / name for name in ("plans.json", "dataset.json", "nnunet_checkpoint.pth")]
+    fold, source, target = config.fold, checkpoint_file(config), model_file(config)
+    described = descriptions(config)
     for path in (source, *described):
         if not path.is_file():
             raise UserError(f"{path} does not exist: train fold {fold} first.")
@@ -96,15 +96,10 @@ def convert_pt_to_ts(config: TaskConfig) -> dict[str, Any]:
         progress(f"fold {fold}: model.ts is packaged already")
         return before
 
-    import torch
-
     plans, dataset = (json.loads(path.read_text(encoding="utf-8")) for path in described[:2])
     checkpoint = torch.load(described[2], weights_only=True)
     network = _load_network(source)
     configuration = checkpoint["init_args"]["configuration"]
-
-    from medseg.nnunet.preprocessing import example_patches
-
     patches = example_patches(config.preprocessed_folder, plans, configuration)
     channels = metadata["network_data_format"]["inputs"]["image"]["num_channels"]
     extra = {
@@ -153,14 +148,12 @@ def compare(original: torch.nn.Module, packaged: torch.nn.Module, patches: torch
     Raises:
         UserError: The difference exceeds :data:`TOLERANCE` of the logits' range.
     """
-    import torch
-
     difference = 0.0
     with torch.inference_mode():
         for batch in (*(patch[None] for patch in patches), patches):
-            expected, found = original(batch), packaged(batch)
+            expected, output = original(batch), packaged(batch)
             scale = float(expected.abs().max())
-            apart = float((expected - found).abs().max())
+            apart = float((expected - output).abs().max())
             if not apart <= TOLERANCE * max(scale, 1.0):  # also where it is not a number
                 raise UserError(
                     "the traced network does not do what the original does: on real patches its "
@@ -183,8 +176,6 @@ def load_packaged(path: Path) -> PackagedModel:
         UserError: The file is missing, truncated, no TorchScript, or lacks ``metadata.json`` or
             a usable ``inference.json``.
     """
-    import torch
-
     if not path.is_file():
         raise UserError(f"the model {path} does not exist: name a model.ts file.")
     extra: dict[str, Any] = {"metadata.json": "", "inference.json": ""}
@@ -219,6 +210,7 @@ def load_packaged(path: Path) -> PackagedModel:
 
 
 def _load_network(checkpoint: Path) -> torch.nn.Module:
+    # Not at the top: MONAI takes seconds, which inference images spare themselves (images/map/app).
     from monai.apps.nnunet.nnunet_bundle import get_nnunet_monai_predictor
 
     predictor = get_nnunet_monai_predictor(checkpoint.parent, checkpoint.name).predictor

@@ -286,11 +286,6 @@ class TaskConfig(_Strict):
         """The MONAI bundle's folder."""
         return self.root.resolve(self.bundle_config.bundle_root, field="bundle_config.bundle_root")
 
-    @property
-    def model_file(self) -> Path:
-        """The packaged model of the config's fold."""
-        return self.bundle_folder / "models" / f"fold_{self.fold}" / "model.ts"
-
     def fold_folder(self) -> Path:
         """nnU-Net's folder of the config's fold."""
         return self.results_folder / f"fold_{self.fold}"

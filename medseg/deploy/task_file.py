@@ -112,6 +112,7 @@ def _check_condition(keyword: str, rule: Any) -> None:
     Raises:
         ValueError: The attribute does not exist, or the rule is none for its values.
     """
+    # not at the top: the builder image has no pydicom
     from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 
     if keyword in _OWN_ATTRIBUTES:
@@ -204,16 +205,16 @@ class SegmentationTask(_Model):
         Raises:
             UserError: The segments are not the model's labels, or the modalities not its channels.
         """
-        known = {name.casefold(): name for name, value in labels.items() if value}
-        given = {item.segment_label.casefold(): item.segment_label for item in self.segments}
-        foreign = [given[key] for key in given if key not in known]
-        missing = [known[key] for key in known if key not in given]
+        names = {name.casefold(): name for name, value in labels.items() if value}
+        segments = {item.segment_label.casefold(): item.segment_label for item in self.segments}
+        foreign = [segments[key] for key in segments if key not in names]
+        missing = [names[key] for key in names if key not in segments]
         if foreign or missing:
-            found = [f"{', '.join(foreign)}: no label of the model"] if foreign else []
-            found += [f"{', '.join(missing)}: without a segment"] if missing else []
+            problems = [f"{', '.join(foreign)}: no label of the model"] if foreign else []
+            problems += [f"{', '.join(missing)}: without a segment"] if missing else []
             raise UserError(
                 f"{where}: the Segments of task {self.name} do not match the model's labels "
-                f"({', '.join(known.values())}): {'; '.join(found)}."
+                f"({', '.join(names.values())}): {'; '.join(problems)}."
             )
         if len(self.modalities) != len(channels):
             raise UserError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg.bundle import model_file
 from medseg.config import TaskConfig
 from medseg.dataset import read_quality
 from medseg.imaging import ENDING, read_label_map, stem
@@ -122,7 +123,7 @@ def file_hashes(config: TaskConfig) -> list[tuple[str, str, str]]:
         "Split": fold.splits_file,
         "Plans": fold.plans_file,
         "Checkpoint": fold.final,
-        "Packaged model": config.model_file,
+        "Packaged model": model_file(config),
     }
     dataset = fold.dataset_hash or "no record: prepare_dataset has not run"
     rows = [("Dataset", config.root.relative(config.raw_folder), dataset)]
@@ -137,13 +138,13 @@ def file_hashes(config: TaskConfig) -> list[tuple[str, str, str]]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that had a part in the result."""
-    found = {"Python": platform.python_version()}
+    numbers = {"Python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            numbers[name] = "not installed"
+    return numbers
 
 
 def plans_facts(config: TaskConfig) -> dict[str, str]:
@@ -151,7 +152,7 @@ def plans_facts(config: TaskConfig) -> dict[str, str]:
     plan = TrainedFold(config).plan
     if plan is None:
         return {}
-    shown = {
+    rows = {
         "Patch size (voxels)": list(plan.patch_size),
         "Target spacing (mm)": [round(step, 3) for step in plan.spacing],
         "Batch size": plan.batch_size,
@@ -159,7 +160,7 @@ def plans_facts(config: TaskConfig) -> dict[str, str]:
     }
     return {
         name: " × ".join(map(str, value)) if isinstance(value, list) else str(value)
-        for name, value in shown.items()
+        for name, value in rows.items()
         if value
     }
 

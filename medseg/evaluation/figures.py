@@ -11,16 +11,15 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 
 from medseg.evaluation.facts import CaseFacts
 from medseg.nnunet import History
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
@@ -171,10 +170,12 @@ def metric_figure(metric: str, unit: str, points: Points) -> Figure | None:
         for shift, (part, values) in zip(_shifts(len(points)), points.items(), strict=True):
             colour, marker = PARTS[part]
             for index, name in enumerate(names):
-                found = values.get(name, ())
-                _strip(axes, index + shift, found, colour, marker, 0.32 if len(points) > 1 else 0.5)
-                if found:
-                    sentences.append(f"{part}, {name}: median {np.median(found):.3g}")
+                numbers = values.get(name, ())
+                _strip(
+                    axes, index + shift, numbers, colour, marker, 0.32 if len(points) > 1 else 0.5
+                )
+                if numbers:
+                    sentences.append(f"{part}, {name}: median {np.median(numbers):.3g}")
         axes.margins(y=0.12)  # room for the markers
         if unit:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
@@ -189,8 +190,6 @@ def metric_figure(metric: str, unit: str, points: Points) -> Figure | None:
 @contextmanager
 def report_style() -> Iterator[None]:
     """Matplotlib in the report's style, whatever others have set: nnU-Net leaves seaborn's."""
-    import matplotlib
-
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -210,8 +209,6 @@ def png_uri(canvas: Canvas) -> str:
 @contextmanager
 def _canvas(width: float, height: float) -> Iterator[tuple[Canvas, Any]]:
     """A figure of that many inches, and what turns it into a URI; in the report's style."""
-    from matplotlib.figure import Figure as Canvas
-
     with report_style():
         canvas = Canvas(figsize=(width, height), layout="constrained")
 

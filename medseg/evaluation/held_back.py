@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medseg.bundle import model_file, segment
 from medseg.config import TaskConfig
 from medseg.dataset import files_of
 from medseg.evaluation.summary import evaluate_pairs, log_summary, pairs_fingerprint
@@ -39,7 +40,7 @@ def evaluate_test_cases(config: TaskConfig) -> Summary:
     if not config.test_cases:
         progress("the config names no test_cases: nothing to test")
         return {}
-    model = config.model_file
+    model = model_file(config)
     if not model.is_file():
         raise UserError(f"the packaged model {model} does not exist: run convert_pt_to_ts first.")
     folder = config.fold_folder() / "test"
@@ -55,8 +56,8 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
     Args:
         config: The task's config; it names at least one test case.
         model: The packaged ``model.ts``.
-        folder: Where predictions and ``summary.json`` go; what was segmented by the same model is
-            kept, and of a case that fails nothing.
+        folder: Where predictions and ``summary.json`` go. Predictions of the same model are kept;
+            a case that fails has none, not even one of an earlier model.
 
     Returns:
         The summary, and whether it was measured anew.
@@ -64,8 +65,6 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
     Raises:
         CasesFailedError: More cases failed than ``max_failed_cases``; the others are kept.
     """
-    from medseg.bundle import segment
-
     sources = {case: files_of(config, case) for case in config.test_cases}
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -92,11 +91,11 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
         if len(error.reasons) > config.max_failed_cases:
             raise
     pairs = {case: (folder / f"{case}{ENDING}", files.label) for case, files in sources.items()}
-    done = Manifest(folder, "evaluate")
+    record = Manifest(folder, "evaluate")
     inputs = pairs_fingerprint(pairs, config.label_set)
-    if done.is_done(inputs):
+    if record.is_done(inputs):
         return read_summary(folder / SUMMARY), False
     summary = evaluate_pairs(pairs, config.label_set, allowed=config.max_failed_cases)
     write_json(folder / SUMMARY, summary)
-    done.record(inputs, [folder / SUMMARY])
+    record.record(inputs, [folder / SUMMARY])
     return summary, True

@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from medseg.bundle import model_file, present_model
+from medseg.bundle.paths import promotions_file
 from medseg.config import TaskConfig
 from medseg.dataset import case_hashes, files_of
 from medseg.evaluation.held_back import measure_model
 from medseg.evaluation.summary import case_of, of_cases
-from medseg.nnunet import Summary
+from medseg.nnunet import Summary, TrainedFold
 from medseg.project import (
     Manifest,
     UserError,
@@ -101,9 +103,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         UserError: The candidate is not packaged, or was packaged anew while it was judged.
         CasesFailedError: More test cases failed than ``max_failed_cases``.
     """
-    from medseg.nnunet.resume import trained_cases
-
-    candidate, present = config.model_file, present_model(config)
+    candidate, present = model_file(config), present_model(config)
     if not candidate.is_file():
         raise UserError(
             f"the packaged model {candidate} does not exist: run convert_pt_to_ts first."
@@ -111,7 +111,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
     digest = file_hash(candidate)
     basis = {
         "config": _config_hash(config),
-        "cases": trained_cases(config),
+        "cases": TrainedFold(config).cases,
         "test_set": _test_hash(config),
     }
     history = read_promotions(config)
@@ -138,17 +138,12 @@ def promote(config: TaskConfig) -> dict[str, Any]:
             shutil.copyfile(candidate, temporary)
             if file_hash(temporary) != digest:
                 raise _changed(candidate)
-    write_json(_history_file(config), [*history, judgement])
+    write_json(promotions_file(config), [*history, judgement])
     pending.forget()
     progress(judgement["reason"])
     if present.is_file():
         result("promoted model", present)
     return judgement
-
-
-def present_model(config: TaskConfig) -> Path:
-    """The model to use: the last one that was promoted."""
-    return config.bundle_folder / "models" / "model.ts"
 
 
 def read_promotions(config: TaskConfig) -> list[dict[str, Any]]:
@@ -157,7 +152,7 @@ def read_promotions(config: TaskConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: The record is damaged.
     """
-    path = _history_file(config)
+    path = promotions_file(config)
     history: list[Any] = read_json(path, [], remedy="Restore it, or remove it to judge anew.")
     parts = {"candidate", "config", "cases", "reason"}
     if not all(isinstance(entry, dict) and parts <= entry.keys() for entry in history):
@@ -165,6 +160,16 @@ def read_promotions(config: TaskConfig) -> list[dict[str, Any]]:
             f"{path} is not the record of promotions: restore it, or remove it to judge anew."
         )
     return history
+
+
+def promotion_measures(judgement: dict[str, Any]) -> dict[str, float]:
+    """A judgement as numbers: ``promoted`` (1 or 0), and the mean Dice of each model measured."""
+    measures = {"promoted": float(judgement["promoted"])}
+    for name in ("candidate", "present"):
+        dice = (judgement[name] or {}).get("Dice")
+        if dice is not None:
+            measures[f"{name}_Dice"] = dice
+    return measures
 
 
 def describe_promotion(judgement: dict[str, Any]) -> str:
@@ -212,8 +217,8 @@ def _judge(config: TaskConfig, candidate: Path, digest: str, present: Path) -> d
         scores[name]["Dice"] = _dice(of_cases(summary, both))
     mine, theirs = scores["candidate"]["Dice"], scores["present"]["Dice"]
     promoted = mine is not None and (theirs is None or mine >= theirs)
-    shown = " against ".join("undefined" if v is None else f"{v:.4f}" for v in (mine, theirs))
-    reason = f"mean Dice {shown} of the present model on {len(both)} test cases"
+    compared = " against ".join("undefined" if v is None else f"{v:.4f}" for v in (mine, theirs))
+    reason = f"mean Dice {compared} of the present model on {len(both)} test cases"
     return {**scores, "promoted": promoted, "reason": reason}
 
 
@@ -247,7 +252,3 @@ def _test_hash(config: TaskConfig) -> str:
 
 def _config_hash(config: TaskConfig) -> str:
     return fingerprint(config.model_dump(mode="json", exclude=_NOT_TRAINED))
-
-
-def _history_file(config: TaskConfig) -> Path:
-    return config.bundle_folder / "models" / "promotions.json"

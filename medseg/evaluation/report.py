@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from medseg import __version__
@@ -22,6 +23,8 @@ from medseg.evaluation.facts import (
     training_facts,
     versions,
 )
+from medseg.evaluation.figures import dataset_figure, metric_figure, training_figure
+from medseg.evaluation.overlays import overlay_figure
 from medseg.evaluation.summary import case_of
 from medseg.imaging import ENDING
 from medseg.nnunet import SUMMARY, History, Summary, TrainedFold, read_summary
@@ -73,24 +76,20 @@ def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> 
     Raises:
         UserError: A summary exists but cannot be read.
     """
-    import jinja2
-
-    from medseg.evaluation.figures import dataset_figure, metric_figure, training_figure
-
     folder = config.fold_folder()
     structures = config.label_set.per_class
     parts = [
         _part(config, "validation", folder / "validation" / SUMMARY),
         _part(config, "test", test or folder / "test" / SUMMARY),
     ]
-    shown = [part for part in parts if part.cases]
+    measured = [part for part in parts if part.cases]
     cases, dataset_source = dataset_facts(config)
     history, training_source = training_facts(config)
     settings = TrainedFold(config).settings
     figures = [
         figure
         for metric, unit in METRICS.items()
-        if (figure := metric_figure(metric, unit, _points(shown, metric)))
+        if (figure := metric_figure(metric, unit, _points(measured, metric)))
     ]
     template = files("medseg.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -172,8 +171,6 @@ def _statistics(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
     """Figures of the best, median and worst case by mean Dice; or sentences why there is none."""
-    from medseg.evaluation.overlays import overlay_figure
-
     dice: dict[str, list[float]] = {}
     for row in rows:
         if row["Dice"] is not None:
@@ -185,7 +182,7 @@ def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, 
             case = ranked[index]
             chosen[case] = f"{chosen[case]}, {title.lower()}" if case in chosen else title
     channel = (config.modality_list or list(config.channels))[0]
-    found: list[Any] = []
+    overlays: list[Any] = []
     for case, title in chosen.items():
         if name == "test":
             files = files_of(config, case)
@@ -198,15 +195,15 @@ def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, 
         if len(dice[case]) > 1:
             caption += " (mean of its structures)"
         try:
-            found.append(
+            overlays.append(
                 overlay_figure(
                     image, reference, folder / f"{case}{ENDING}", config.label_set,
                     channel=channel, case=case, caption=caption,
                 )
             )  # fmt: skip
         except UserError as error:
-            found.append(f"{caption}: {error}")
-    return found
+            overlays.append(f"{caption}: {error}")
+    return overlays
 
 
 def _points(parts: Sequence[Part], metric: str) -> dict[str, dict[str, list[float]]]:
@@ -274,7 +271,7 @@ def _ranges(cases: list[CaseFacts]) -> list[tuple[str, str]]:
 def _training_settings(
     config: TaskConfig, history: History | None, settings: dict[str, Any]
 ) -> dict[str, str]:
-    shown = {
+    rows = {
         "Trainer": config.trainer_class_name,
         "Configuration": f"{config.configuration} of {config.nnunet_plans_name}",
         "Epochs × steps": f"{settings['num_epochs']} × {settings['num_iterations_per_epoch']}",
@@ -283,8 +280,8 @@ def _training_settings(
     }
     if history:
         seconds = [history.seconds(epoch) for epoch in range(len(history))]
-        shown["Time"] = f"{duration(sum(seconds))}, {duration(float(np.median(seconds)))} an epoch"
-    return shown
+        rows["Time"] = f"{duration(sum(seconds))}, {duration(float(np.median(seconds)))} an epoch"
+    return rows
 
 
 def _number(value: float | None, digits: int = 3) -> str:

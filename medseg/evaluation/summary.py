@@ -46,15 +46,15 @@ def evaluate(config: TaskConfig) -> Summary:
     pairs = _pairs(folder, config.preprocessed_folder / "gt_segmentations")
     if not pairs:
         raise UserError(f"{folder} holds no {ENDING} file: run the stage validate first.")
-    done = Manifest(folder, "evaluate")
+    record = Manifest(folder, "evaluate")
     inputs = pairs_fingerprint(pairs, config.label_set)
-    if done.is_done(inputs):
+    if record.is_done(inputs):
         return read_summary(folder / SUMMARY)
     summary, failures = _summarise(pairs, config.label_set)
     write_json(folder / SUMMARY, summary)
     log_summary(config, "validation", folder / SUMMARY, summary)
     failures.check(len(pairs), config.max_failed_cases)
-    done.record(inputs, [folder / SUMMARY])
+    record.record(inputs, [folder / SUMMARY])
     return summary
 
 
@@ -132,10 +132,10 @@ def flat_means(summary: Summary) -> dict[str, float]:
         Dice, IoU, ASD and HD95 of each structure, and ``mean_…`` of all structures where there is
         more than one or none is undefined; what is undefined is left out.
     """
-    shown = {"Dice": "", "IoU": "", "ASD": "_mm", "HD95": "_mm"}
+    units = {"Dice": "", "IoU": "", "ASD": "_mm", "HD95": "_mm"}
     names = summary.get("labels", {})
     result = {}
-    for name, unit in shown.items():
+    for name, unit in units.items():
         means = {
             f"mean_{name}{unit}": summary.get("foreground_mean", {}),
             **{

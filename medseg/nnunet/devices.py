@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medseg.config import TaskConfig
 from medseg.project import UserError
 
@@ -15,21 +17,24 @@ BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """CPU flags of units that multiply bfloat16: two of x86, one of ARM."""
 
 
-def choose_device(config: TaskConfig) -> Any:
-    """The ``torch.device`` of the config's ``device``; ``auto`` is CUDA where there is one.
+def choose_device(wanted: str) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        wanted: ``cpu``, ``cuda``, or ``auto``: CUDA where there is one.
 
     Raises:
-        UserError: ``device: cuda`` without a CUDA device.
+        UserError: ``cuda`` without a CUDA device, or another word.
     """
-    import torch
-
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: {wanted!r} is unknown: use auto, cpu or cuda.")
     available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
+    if wanted == "cuda" and not available:
         raise UserError(
             "device: cuda is asked for, but PyTorch finds no CUDA device: give the stage a GPU, or "
             "set device to auto or cpu."
         )
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 def choose_bfloat16(precision: str, device: str, flags: Iterable[str] | None = None) -> bool:
@@ -77,8 +82,6 @@ def use_bfloat16(network: Any, flags: Iterable[str] | None = None) -> None:
         network: A network of nnU-Net for 2D or 3D input, on the CPU.
         flags: The CPU's flags; by default those of this machine.
     """
-    import torch
-
     memory_format = torch.contiguous_format
     if "amx_bf16" in (cpu_flags() if flags is None else flags):
         volumetric = any(parameter.dim() == 5 for parameter in network.parameters())
@@ -119,7 +122,7 @@ def augmentation_processes(config: TaskConfig) -> int:
     from the training what they give, and cost its reproducibility, so augmentation runs in
     between.
     """
-    if choose_device(config).type == "cpu":
+    if choose_device(config.device).type == "cpu":
         return 0
     return config.num_processes or min(available_cpus(), 12)
 
@@ -131,8 +134,6 @@ def threads(device: str) -> Iterator[None]:
     Args:
         device: The device's type, ``cpu`` or ``cuda``.
     """
-    import torch
-
     before = torch.get_num_threads()
     if device == "cuda":
         torch.set_num_threads(1)

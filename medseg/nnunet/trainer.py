@@ -172,7 +172,7 @@ def make_trainer(config: TaskConfig) -> Any:
             cannot be read.
     """
     base = find_trainer_class(config.trainer_class_name)
-    device = choose_device(config)
+    device = choose_device(config.device)
     plans, dataset = read_plans(config)
     extended = type(base.__name__, (ExtendedTraining, base), {"__doc__": base.__doc__})
     with quiet():

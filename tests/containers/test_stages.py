@@ -15,6 +15,7 @@ import docker
 import pytest
 import yaml
 
+from medseg.bundle import model_file
 from medseg.config import load_config
 from medseg.kubeflow.local_docker import LABEL
 from medseg.project import DataRoot
@@ -100,7 +101,7 @@ def test_a_stage_without_network_and_privilege(second_fold: Path, images: Images
         [*command, images.runtime, "python3", "-c", program], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    model = load_config(SECOND, DataRoot.at(second_fold)).model_file
+    model = model_file(load_config(SECOND, DataRoot.at(second_fold)))
     assert model.parent.name == "fold_1"
     assert model.is_file()
     assert model.stat().st_uid == second_fold.stat().st_uid

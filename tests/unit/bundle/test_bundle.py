@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from medseg.bundle import convert_pt_to_ts, export_checkpoint, prepare_bundle, segment
+from medseg.bundle import (
+    convert_pt_to_ts,
+    export_checkpoint,
+    model_file,
+    prepare_bundle,
+    segment,
+)
 from medseg.bundle.metadata import validation_dice
 from medseg.bundle.torchscript import _load_network, compare, load_packaged
 from medseg.config import TaskConfig, load_config
@@ -61,7 +67,7 @@ def expected(trained: TaskConfig, tmp_path_factory: pytest.TempPathFactory) -> n
     """What ``segment`` makes of the case without mirroring, on its own voxel grid."""
     target = tmp_path_factory.mktemp("expected") / "case.nii.gz"
     image = trained.data_folder / "imagesTr" / "hippocampus_001.nii.gz"
-    segment(trained.model_file, image, target, test_time_augmentation=False)
+    segment(model_file(trained), image, target, test_time_augmentation=False)
     labels = labels_of(target)
     assert set(np.unique(labels)) == {0, 1, 2}
     return labels
@@ -107,7 +113,7 @@ def test_metadata_describes_task_and_validates(trained: TaskConfig) -> None:
         "2": "Posterior",
     }
     assert metadata["eval_metrics"] == {"mean_dice": 0.8123, "dice_Anterior": 0.8}
-    assert load_packaged(trained.model_file).metadata == metadata
+    assert load_packaged(model_file(trained)).metadata == metadata
     assert "| mean_dice | 0.8123 |" in (trained.bundle_folder / "docs" / "README.md").read_text()
 
 
@@ -295,12 +301,12 @@ def test_a_full_disk(
         stage(config)
         assert (config.bundle_folder / result).is_file()
     image = torch.zeros(1, 1, 24, 32, 40)
-    found, expected = (load_packaged(each.model_file).network(image) for each in (config, trained))
+    found, expected = (load_packaged(model_file(each)).network(image) for each in (config, trained))
     assert torch.equal(found, expected)
 
 
 def test_traced_network_is_the_original(trained: TaskConfig) -> None:
-    packaged = load_packaged(trained.model_file)
+    packaged = load_packaged(model_file(trained))
     original = _load_network(trained.bundle_folder / "models" / "fold_0" / "model.pt")
     patches = example_patches(trained.preprocessed_folder, packaged.plans, "tiny")
     assert compare(original, packaged.network, patches) < 1e-4
@@ -340,7 +346,7 @@ def test_monai_runs_the_bundle(
 def test_reader_needs_the_packaged_file_alone(
     trained: TaskConfig, image: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    shutil.copy(trained.model_file, tmp_path / "model.ts")
+    shutil.copy(model_file(trained), tmp_path / "model.ts")
     (tmp_path / "reader.py").write_text(READER)
     run(sys.executable, "reader.py", "model.ts", str(image), str(tmp_path), cwd=tmp_path)
     found = labels_of(tmp_path / "hippocampus_001_seg.nii.gz")

@@ -50,7 +50,6 @@ def test_maia_file_loads_unchanged(root: DataRoot) -> None:
     other = load_config("c.yaml", fold=3)
     assert (other.fold, other.default_fold) == (3, 0)
     assert other.fold_folder() == config.fold_folder().with_name("fold_3")
-    assert other.model_file == config.bundle_folder / "models" / "fold_3" / "model.ts"
 
 
 def test_optional_keys_of_maia(root: DataRoot) -> None:

@@ -17,11 +17,18 @@ import numpy as np
 import pytest
 import yaml
 
+from medseg.bundle import model_file, present_model
 from medseg.config import TaskConfig, load_config
 from medseg.dataset import case_hashes
-from medseg.evaluation import decide_retraining, describe_promotion, promote, promotion
+from medseg.evaluation import (
+    decide_retraining,
+    describe_promotion,
+    promote,
+    promotion,
+    promotion_measures,
+)
 from medseg.evaluation.held_back import measure_model
-from medseg.evaluation.promotion import present_model, read_promotions
+from medseg.evaluation.promotion import read_promotions
 from medseg.imaging import is_nifti, read_nifti, stem, write_nifti
 from medseg.nnunet import prepare_dataset
 from medseg.project import CasesFailedError, DataRoot, Failures, UserError, write_json
@@ -42,7 +49,7 @@ def add_case(config: TaskConfig, case: str, seed: int = 0) -> None:
 
 def measured(config: TaskConfig) -> int:
     """How many cases the candidate is measured on, as test_model does before it is judged."""
-    summary, _ = measure_model(config, config.model_file, config.fold_folder() / "test")
+    summary, _ = measure_model(config, model_file(config), config.fold_folder() / "test")
     return len(summary["metric_per_case"])
 
 
@@ -96,12 +103,12 @@ def package(config: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> Package:
                 write_nifti(array, label.affine, folder / f"{case}.nii.gz")
         failures.check(len(cases))
 
-    monkeypatch.setattr("medseg.bundle.segment", segment)
+    monkeypatch.setattr("medseg.evaluation.held_back.segment", segment)
 
     def write(misses: int = 0, fails: tuple[str, ...] = (), seed: int = 0) -> bytes:
-        config.model_file.parent.mkdir(parents=True, exist_ok=True)
+        model_file(config).parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"misses": misses, "fails": fails, "seed": seed})
-        config.model_file.write_text(content)
+        model_file(config).write_text(content)
         return content.encode()
 
     return write
@@ -133,6 +140,8 @@ def test_better_equal_worse(
     assert present_model(config).read_bytes() == (second if promoted else first)
     assert len(read_promotions(config)) == 2
     assert ("**not promoted**" in describe_promotion(judgement)) is not promoted
+    dice = {f"{name}_Dice": judgement[name]["Dice"] for name in ("candidate", "present")}
+    assert promotion_measures(judgement) == {"promoted": promoted, **dice}
     assert promote(config) == judgement, "judged before"
     assert len(read_promotions(config)) == 2
 
