@@ -9,6 +9,7 @@ from typing import Any
 
 from medseg.config import TaskConfig
 from medseg.project import lock
+from medseg.project.variables import TRACKING_URI
 
 
 def tracking_uri(config: TaskConfig) -> str:
@@ -18,7 +19,7 @@ def tracking_uri(config: TaskConfig) -> str:
     """
     return (
         config.bundle_config.tracking_uri
-        or os.environ.get("MLFLOW_TRACKING_URI")
+        or TRACKING_URI.value
         or f"sqlite:///{config.root.path / 'mlflow.db'}"
     )
 
