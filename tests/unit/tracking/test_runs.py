@@ -139,6 +139,6 @@ def test_a_server_that_is_away_for_a_while(
             server.wait()
         tracker.metrics({"loss": 1.0}, step=2)  # away again: no error
     assert "MLflow is back" in capsys.readouterr().out
-    assert is_behind(config, 0)
+    assert is_behind(config)
     record = json.loads((config.fold_folder() / ".medseg" / "mlflow.json").read_text())
     assert record == {f"http://127.0.0.1:{port}": run_id}
