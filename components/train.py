@@ -27,11 +27,7 @@ def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1) -> No
     from medseg.project import result
 
     with fold_stage("train", config_file_path, fold) as config:
-        last = train_fold(config)
-        measures = {key: last[key] for key in ("train_loss", "val_loss", "mean_Dice", "ema_Dice")}
-        measures |= {f"Dice_{label}": value for label, value in last["Dice"].items()}
-        for name, value in measures.items():
-            if value is not None:
-                metrics.log_metric(name, value)
+        for name, value in train_fold(config).measures.items():
+            metrics.log_metric(name, value)
         export_checkpoint(config)
         result("training", config.fold_folder())

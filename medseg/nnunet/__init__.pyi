@@ -13,5 +13,7 @@ from .summary_file import SUMMARY as SUMMARY
 from .summary_file import Summary as Summary
 from .summary_file import read_summary as read_summary
 from .trained import TrainedFold as TrainedFold
+from .training import TrainingResult as TrainingResult
+from .training import TrainingSession as TrainingSession
 from .training import train as train
 from .validation import predict_validation as predict_validation

@@ -118,20 +118,23 @@ def preprocessed_cases(config: TaskConfig, dataset_hash: str) -> dict[str, str]:
 
 def _newest(folder: Path) -> Path | None:
     """The checkpoint with the most epochs; one that cannot be read is passed over."""
-    checkpoints: list[tuple[int, int, Path]] = []
+    checkpoints: list[tuple[int, bool, int, Path]] = []
     broken: list[UserError] = []
-    # Of equal ones, the later in nnU-Net's order of saving: latest, best, final.
-    for rank, name in enumerate((LATEST, BEST, FINAL)):
-        if (folder / name).is_file():
+    for name in (LATEST, BEST, FINAL):
+        path = folder / name
+        if path.is_file():
             try:
-                checkpoints.append((_epochs(folder / name), rank, folder / name))
+                # Of the same epoch the latest is newer than the best where a session was given
+                # other weights after it.
+                rank = (_epochs(path), name == FINAL, path.stat().st_mtime_ns)
+                checkpoints.append((*rank, path))
             except UserError as error:
                 broken.append(error)
     if not checkpoints and broken:
         raise broken[0]
     for unreadable in broken:
         progress(f"passed over: {unreadable}")
-    return max(checkpoints)[2] if checkpoints else None
+    return max(checkpoints)[-1] if checkpoints else None
 
 
 def _epochs(checkpoint: Path) -> int:

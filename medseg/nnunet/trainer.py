@@ -7,7 +7,7 @@ import io
 import pkgutil
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from medseg.config import TaskConfig
-from medseg.nnunet.checkpoints import LATEST
+from medseg.nnunet.checkpoints import LATEST, safe_types
 from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
 from medseg.nnunet.plans import read_plans
@@ -40,6 +40,10 @@ STATE = {
 PLOT_EVERY = 60.0  # s; progress.png takes nnU-Net about 2 s, as much as a short epoch
 
 
+class _Pause(Exception):  # noqa: N818 - no error
+    """Leaves nnU-Net's loop over the epochs."""
+
+
 class ExtendedTraining:
     """What is mixed into nnU-Net's trainer class; see :func:`make_trainer`.
 
@@ -55,23 +59,35 @@ class ExtendedTraining:
     bfloat16: bool = False
     after_epoch: Callable[[int], None] = staticmethod(lambda _epoch: None)
     # nnU-Net's own
+    fold: int | str
     current_epoch: int
     num_epochs: int
+    device: torch.device
     output_folder: str
+    log_file: str
+    dataset_json: dict[str, Any]
+    plans_manager: Any
+    label_manager: Any
     logger: Any
     network: Any
 
     _logs = False
     _log_lines: tuple[tuple[Any, ...], ...] = ()  # what came before the log
+    _runs = False
+    _pause_at = -1
+    _plotted = 0.0
     _completed: bytes | None = None  # the checkpoint of the last finished epoch, if not on disk
     _saved_epoch: int = -1
 
-    def begin(self) -> None:
+    def begin_log(self) -> None:
         """Lets the log file begin: nnU-Net makes one for every trainer, even for one not used."""
         self._logs = True
         for line in self._log_lines:
             self.print_to_log_file(*line, add_timestamp=False)
-        plot, self._plotted = self.logger.plot_progress_png, 0.0
+
+    def plot_seldom(self) -> None:
+        """Lets ``progress.png`` be drawn at most once a minute, and after the last epoch."""
+        plot = self.logger.plot_progress_png
 
         def plot_sometimes(folder: str) -> None:
             last = self.current_epoch == self.num_epochs - 1
@@ -83,25 +99,64 @@ class ExtendedTraining:
 
     def settings(self) -> dict[str, bool | int | float]:
         """The plain attributes that decide what the training learns."""
-        found = {
+        plain = {
             name: value
             for name, value in vars(self).items()
             if isinstance(value, bool | int | float)
             and not name.startswith("_")
             and name not in STATE
         }
-        return {"seed": self.seed, **found}
+        return {"seed": self.seed, **plain}
 
-    def save_completed(self) -> None:
-        """Saves the state after the last finished epoch as nnU-Net's latest.
+    def train_until(self, epoch: int) -> None:
+        """Trains until that many epochs are finished; after the last planned one nnU-Net ends it.
 
-        For a training that is told to end: what the unfinished epoch has changed is left out, so
-        the resumed training is the one that would have been.
+        Args:
+            epoch: At most ``num_epochs``.
+        """
+        self._pause_at = epoch
+        with suppress(_Pause):
+            self.run_training()  # type: ignore[attr-defined]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the network's weights, on the CPU, by nnU-Net's names."""
+        state = self._plain_network().state_dict()
+        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Gives the network these weights; they count as those of the last finished epoch.
+
+        Args:
+            weights: As :meth:`weights` gives them.
+        """
+        self._plain_network().load_state_dict(weights)
+        self._keep()
+
+    def _plain_network(self) -> torch.nn.Module:
+        network: torch.nn.Module = getattr(self.network, "_orig_mod", self.network)  # compiled
+        return network
+
+    def _keep(self) -> None:
+        """Keeps the present state as that after the last finished epoch."""
+        buffer = io.BytesIO()
+        self.current_epoch -= 1  # nnU-Net saves the number of the epoch to come
+        super().save_checkpoint(buffer)  # type: ignore[misc]
+        self.current_epoch += 1
+        self._completed = buffer.getvalue() or None  # nothing where checkpoints are switched off
+
+    def save_completed(self, name: str = LATEST) -> None:
+        """Saves the state after the last finished epoch, unless it is on the disk.
+
+        What an unfinished epoch has changed is left out, so the resumed training is the one that
+        would have been.
+
+        Args:
+            name: The checkpoint's name.
         """
         if self._completed is not None:
-            path = Path(self.output_folder) / LATEST
-            with atomic_file(path) as temporary:
+            with atomic_file(Path(self.output_folder) / name) as temporary:
                 temporary.write_bytes(self._completed)
+            self._completed = None
 
     def close(self) -> None:
         """Ends the augmentation's worker processes, which nnU-Net does only after success."""
@@ -128,23 +183,37 @@ class ExtendedTraining:
         if self.bfloat16:
             use_bfloat16(self.network)
 
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """Goes on from a checkpoint, read without unpickling code."""
+        with torch.serialization.safe_globals(safe_types()):
+            super().load_checkpoint(filename_or_checkpoint)  # type: ignore[misc]
+
+    def on_train_start(self) -> None:
+        """Starts once, however often the training pauses."""
+        if not self._runs:
+            super().on_train_start()  # type: ignore[misc]
+            self._runs = True
+
     def on_epoch_start(self) -> None:
         """Seeds the epoch."""
         seed_all(self.seed + self.current_epoch)
         super().on_epoch_start()  # type: ignore[misc]
 
     def on_epoch_end(self) -> None:
-        """Keeps the state of the finished epoch for :meth:`save_completed`, and reports it."""
+        """Keeps the state of the finished epoch, reports it, and pauses where it is time."""
         epoch = self.current_epoch
         super().on_epoch_end()  # type: ignore[misc]
         self._completed = None
         if self._saved_epoch != epoch:
-            buffer = io.BytesIO()
-            self.current_epoch = epoch  # a checkpoint holds the number of the epoch to come
-            super().save_checkpoint(buffer)  # type: ignore[misc]
-            self.current_epoch = epoch + 1
-            self._completed = buffer.getvalue()
+            self._keep()
         self.after_epoch(epoch)
+        if self.current_epoch == self._pause_at < self.num_epochs:
+            raise _Pause
+
+    def on_train_end(self) -> None:
+        """Saves the final checkpoint."""
+        super().on_train_end()  # type: ignore[misc]
+        self._completed = None
 
     def save_checkpoint(self, filename: str) -> None:
         """Saves a checkpoint, all of it or nothing."""
@@ -153,7 +222,7 @@ class ExtendedTraining:
         self._saved_epoch = self.current_epoch
 
 
-def make_trainer(config: TaskConfig) -> Any:
+def make_trainer(config: TaskConfig) -> ExtendedTraining:
     """An instance of the config's nnU-Net trainer class, extended and with the config's settings.
 
     The class keeps its name, so that folders and checkpoints are those of nnU-Net itself. Fields
@@ -176,13 +245,14 @@ def make_trainer(config: TaskConfig) -> Any:
     plans, dataset = read_plans(config)
     extended = type(base.__name__, (ExtendedTraining, base), {"__doc__": base.__doc__})
     with quiet():
-        trainer = extended(
+        trainer: ExtendedTraining = extended(
             plans=plans,
             configuration=config.configuration,
             fold=config.fold,
             dataset_json=dataset,
             device=device,
         )
+    trainer.plot_seldom()
     trainer.seed = config.seed
     trainer.bfloat16 = choose_bfloat16(config.precision, device.type)
     for field, attribute in CONFIG_FIELDS.items():
@@ -224,7 +294,7 @@ def find_trainer_class(name: str) -> Any:
     )
 
 
-def _set_extras(trainer: Any, extras: dict[str, Any]) -> None:
+def _set_extras(trainer: ExtendedTraining, extras: dict[str, Any]) -> None:
     known = trainer.settings()
     for name, value in extras.items():
         if name not in known or name == "seed":

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from medseg.project import Failures, UserError
@@ -75,3 +76,30 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before the kernel was asked
             os._exit(1)
+
+
+_watched = False
+_registered = False
+
+
+@contextmanager
+def forked_workers_end_with_us() -> Iterator[None]:
+    """Lets processes that a library forks inside the block end with this one.
+
+    nnU-Net forks its augmentation workers; after a SIGKILL of the training they would go on.
+    """
+    global _watched, _registered
+    parent = os.getpid()
+
+    def in_child() -> None:
+        if _watched and os.getppid() == parent:
+            die_with_parent(parent)
+
+    if not _registered:
+        os.register_at_fork(after_in_child=in_child)
+        _registered = True
+    _watched = True
+    try:
+        yield
+    finally:
+        _watched = False
