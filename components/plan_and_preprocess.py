@@ -13,10 +13,13 @@ def plan_and_preprocess(config_file_path: str, preprocessed: Output[Dataset]) ->
         config_file_path: The task's config.
         preprocessed: The plan's facts: patch size, batch size, spacing, normalisation.
     """
+    from dataclasses import asdict
+
     from medseg.config import load_config
     from medseg.nnunet import plan_and_preprocess as preprocess
     from medseg.project import result, stage
 
     with stage("plan_and_preprocess", target=config_file_path) as root:
-        preprocessed.metadata.update(preprocess(load_config(config_file_path, root)))
-        result("preprocessed", root.resolve(preprocessed.metadata["preprocessed_folder"]))
+        made = preprocess(load_config(config_file_path, root))
+        preprocessed.metadata.update(asdict(made))
+        result("preprocessed", root.resolve(made.preprocessed_folder))

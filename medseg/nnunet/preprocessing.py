@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +50,38 @@ PLANNERS = {
 """nnU-Net's presets by the name of their plans; other plans are made by ``ExperimentPlanner``."""
 
 
-def plan_and_preprocess(config: TaskConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Preprocessed:
+    """What :func:`plan_and_preprocess` has made. Axes are in nnU-Net's order, slices first.
+
+    Attributes:
+        cases: Identifiers of the preprocessed cases.
+        failed: Case to the reason for its failure.
+        configuration: nnU-Net's configuration.
+        plans_name: nnU-Net's name of the plans.
+        plans_hash: Hash of what the plans say for the configuration.
+        dataset_hash: Hash of the raw dataset.
+        patch_size: Voxels.
+        spacing: Millimetres.
+        batch_size: Patches in a batch.
+        normalization: The intensity normalisation of each channel.
+        preprocessed_folder: The folder, relative to the data root.
+    """
+
+    cases: list[str]
+    failed: dict[str, str]
+    configuration: str
+    plans_name: str
+    plans_hash: str
+    dataset_hash: str
+    patch_size: list[int]
+    spacing: list[float]
+    batch_size: int
+    normalization: list[str]
+    preprocessed_folder: str
+
+
+def plan_and_preprocess(config: TaskConfig) -> Preprocessed:
     """Extracts the dataset's fingerprint, plans, and preprocesses for one configuration.
 
     The same work as ``nnUNetv2_plan_and_preprocess -c <configuration>``, with the same files as
@@ -62,9 +93,7 @@ def plan_and_preprocess(config: TaskConfig) -> dict[str, Any]:
         config: The task's config.
 
     Returns:
-        ``cases``, ``failed``, ``configuration``, ``plans_name``, ``plans_hash``, ``dataset_hash``,
-        ``patch_size`` (voxels), ``spacing`` (mm) (both in nnU-Net's axis order), ``batch_size``,
-        ``normalization``, ``preprocessed_folder`` (relative to the data root).
+        What the plans say, and the cases that are preprocessed.
 
     Raises:
         UserError: The dataset is not prepared; the plans have no such configuration (the message
@@ -86,35 +115,35 @@ def plan_and_preprocess(config: TaskConfig) -> dict[str, Any]:
         before = done.result(inputs)
         if before is not None:
             progress(f"{config.configuration} is preprocessed already")
-            return before
+            return Preprocessed(**before)
         failures = Failures()
         cases = _preprocess(config, dataset, plans_file, failures)
     _place_references(config, cases)
     _split(config, cases)
-    result = {
-        "cases": cases,
-        "failed": failures.reasons,
-        "configuration": config.configuration,
-        "plans_name": config.nnunet_plans_name,
-        "plans_hash": plans_digest,
-        "dataset_hash": dataset["dataset_hash"],
-        "patch_size": [int(size) for size in configuration.patch_size],
-        "spacing": [float(step) for step in configuration.spacing],
-        "batch_size": int(configuration.batch_size),
-        "normalization": list(configuration.normalization_schemes),
-        "preprocessed_folder": config.root.relative(folder),
-    }
+    result = Preprocessed(
+        cases=cases,
+        failed=failures.reasons,
+        configuration=config.configuration,
+        plans_name=config.nnunet_plans_name,
+        plans_hash=plans_digest,
+        dataset_hash=dataset["dataset_hash"],
+        patch_size=[int(size) for size in configuration.patch_size],
+        spacing=[float(step) for step in configuration.spacing],
+        batch_size=int(configuration.batch_size),
+        normalization=list(configuration.normalization_schemes),
+        preprocessed_folder=config.root.relative(folder),
+    )
     outputs = [
         *(folder / configuration.data_identifier / name for case in cases for name in _names(case)),
         *(folder / "gt_segmentations" / f"{case}{ENDING}" for case in cases),
         folder / "dataset.json",
         folder / "dataset_fingerprint.json",
     ]
-    done.record(inputs, outputs, result)
+    done.record(inputs, outputs, asdict(result))
     return result
 
 
-def preprocessed(config: TaskConfig) -> dict[str, Any]:
+def preprocessed(config: TaskConfig) -> Preprocessed:
     """The result of :func:`plan_and_preprocess` for this config.
 
     Raises:
@@ -133,7 +162,7 @@ def preprocessed(config: TaskConfig) -> dict[str, Any]:
             f"the plans {plans_file} have changed since the cases were preprocessed: run "
             "plan_and_preprocess again."
         )
-    return result
+    return Preprocessed(**result)
 
 
 @dataclass(frozen=True)

@@ -280,8 +280,8 @@ class TrainingSession:
         self._data = data = preprocessed(config)
         split = split_of(config)
         identity = {
-            "dataset": data["dataset_hash"],
-            "plans": data["plans_hash"],
+            "dataset": data.dataset_hash,
+            "plans": data.plans_hash,
             "split": split if isinstance(split, str) else asdict(split),
         }
         with self._environment():
@@ -303,7 +303,7 @@ class TrainingSession:
         self._tracker = self._stack.enter_context(open_run(config))
         self._record.forget()
         self._changed = True
-        cases = preprocessed_cases(config, data["dataset_hash"])
+        cases = preprocessed_cases(config, data.dataset_hash)
         write_record(config, {**record, "cases": cases})
         self._initialize()
 
@@ -415,10 +415,10 @@ class TrainingSession:
             "fold": trainer.fold,
             "trainer": trainer.settings(),
             "plans": {
-                name: data[name]
+                name: getattr(data, name)
                 for name in ("patch_size", "spacing", "batch_size", "normalization")
             },
-            "hash": {"dataset": data["dataset_hash"], "plans": data["plans_hash"]},
+            "hash": {"dataset": data.dataset_hash, "plans": data.plans_hash},
             "device": str(trainer.device),
             "bfloat16": trainer.bfloat16,
             "version": {

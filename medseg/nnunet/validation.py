@@ -45,11 +45,11 @@ def predict_validation(config: TaskConfig) -> Path:
     data = preprocessed(config)
     checkpoint = require_final(config)
     split = split_of(config)
-    cases = sorted(data["cases"] if split == "all" else split.val)
+    cases = sorted(data.cases if split == "all" else split.val)
     folder = config.fold_folder() / "validation"
     folder.mkdir(exist_ok=True)
 
-    inputs = fingerprint({"data": data["dataset_hash"], "plans": data["plans_hash"]}, [checkpoint])
+    inputs = fingerprint({"data": data.dataset_hash, "plans": data.plans_hash}, [checkpoint])
     to_do = [case for case in cases if not Manifest(folder, case).is_done(inputs)]
     failures = Failures()
     if to_do:

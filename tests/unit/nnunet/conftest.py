@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from medseg.config import TaskConfig
-from medseg.nnunet import plan_and_preprocess, predict_validation, prepare_dataset, train
+from medseg.nnunet import (
+    Preprocessed,
+    TrainingResult,
+    plan_and_preprocess,
+    predict_validation,
+    prepare_dataset,
+    train,
+)
 from tests.hippocampus import add_tiny_configuration, copy_cases, write_config
 from tests.volumes import Volume
 
@@ -52,8 +59,8 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
 class Trained:
     config: TaskConfig
     prepared: dict[str, Any]
-    preprocessed: dict[str, Any]
-    result: dict[str, Any]
+    preprocessed: Preprocessed
+    result: TrainingResult
     output: str
 
 

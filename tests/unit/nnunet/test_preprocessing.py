@@ -44,8 +44,8 @@ def test_a_second_run_repeats_nothing(preprocessed_root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     result = plan_and_preprocess(config)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
-    assert result["patch_size"] == [40, 56, 40]
-    assert result["normalization"] == ["ZScoreNormalization"]
+    assert result.patch_size == [40, 56, 40]
+    assert result.normalization == ["ZScoreNormalization"]
     assert result == preprocessed(config)
     splits = json.loads((folder / "splits_final.json").read_text())
     assert [len(fold["val"]) for fold in splits] == [2, 1, 1, 1, 1]
@@ -54,8 +54,8 @@ def test_a_second_run_repeats_nothing(preprocessed_root: Path) -> None:
 def test_a_configuration_of_the_users_own_shares_the_cases(preprocessed_root: Path) -> None:
     own = plan_and_preprocess(write_config(preprocessed_root, configuration="tiny"))
     full = plan_and_preprocess(write_config(preprocessed_root))
-    assert own["cases"] == full["cases"]
-    assert own["plans_hash"] != full["plans_hash"]
+    assert own.cases == full.cases
+    assert own.plans_hash != full.plans_hash
 
 
 def test_a_kill_loses_no_finished_case(shared_data: Path, tmp_path: Path) -> None:
@@ -74,19 +74,19 @@ def test_a_kill_loses_no_finished_case(shared_data: Path, tmp_path: Path) -> Non
     assert 2 <= len(records) < 6
 
     result = plan_and_preprocess(config)
-    assert len(result["cases"]) == 6
+    assert len(result.cases) == 6
     assert {path: path.stat().st_mtime_ns for path in records} == records
-    for case in result["cases"]:
+    for case in result.cases:
         assert (folder / f"{case}.b2nd").is_file()
         assert (config.preprocessed_folder / "gt_segmentations" / f"{case}.nii.gz").is_file()
     assert not list(folder.glob(".partial*"))
 
     # the dataset shrinks: its files, references and nnU-Net's split follow
-    gone = result["cases"][0]
+    gone = result.cases[0]
     (config.data_folder / "imagesTr" / f"{gone}.nii.gz").unlink()
     (config.data_folder / "labelsTr" / f"{gone}.nii.gz").unlink()
     prepare_dataset(config)
-    assert gone not in plan_and_preprocess(config)["cases"]
+    assert gone not in plan_and_preprocess(config).cases
     assert not (folder / f"{gone}.b2nd").exists()
     assert gone not in (config.preprocessed_folder / "splits_final.json").read_text()
 
@@ -94,7 +94,7 @@ def test_a_kill_loses_no_finished_case(shared_data: Path, tmp_path: Path) -> Non
 def test_a_split_of_the_users_own_is_not_replaced(own_root: Path) -> None:
     config = write_config(own_root)
     path = config.preprocessed_folder / "splits_final.json"
-    cases = plan_and_preprocess(config)["cases"]
+    cases = plan_and_preprocess(config).cases
     path.write_text(json.dumps([{"train": cases[:4], "val": [*cases[4:], "vanished"]}]))
     next((config.preprocessed_folder / ".medseg").glob("preprocess-*3d_fullres.json")).unlink()
     with pytest.raises(UserError, match=r"names cases that the dataset no longer holds .vanished"):
@@ -113,7 +113,7 @@ def test_a_full_disk(trained_volume: Volume, capsys: pytest.CaptureFixture[str])
     with trained_volume.full("plan_and_preprocess", capsys, free=8192):  # Blosc2 writes it
         plan_and_preprocess(config)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.pkl")}
-    assert len(plan_and_preprocess(config)["cases"]) == 6
+    assert len(plan_and_preprocess(config).cases) == 6
     assert lost.is_file()
     after = {path: path.stat().st_mtime_ns for path in folder.glob("*.pkl")}
     assert len(before.items() & after.items()) == 5  # the others are not made again

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +48,28 @@ def test_result_and_mlflow(trained: Trained) -> None:
     from mlflow import MlflowClient
 
     config, result = trained.config, trained.result
-    assert result["epochs"] == 3
-    assert list(result["Dice"]) == ["Anterior", "Posterior"]
-    assert result["checkpoint"] == config.root.relative(
-        config.fold_folder() / "checkpoint_final.pth"
-    )
+    assert result.epochs == 3
+    assert list(result.Dice) == ["Anterior", "Posterior"]
+    assert result.checkpoint == config.root.relative(config.fold_folder() / "checkpoint_final.pth")
     logged = load_checkpoint(config.fold_folder() / "checkpoint_final.pth")["logging"]
-    steps = curve(config, result["run_id"], "train_loss")
+    steps = curve(config, result.run_id, "train_loss")
     assert [step for step, _ in steps] == [0, 1, 2]
     assert [value for _, value in steps] == pytest.approx(logged["train_losses"])
-    assert curve(config, result["run_id"], "Dice_Posterior")[-1][1] == pytest.approx(
+    assert curve(config, result.run_id, "Dice_Posterior")[-1][1] == pytest.approx(
         logged["dice_per_class_or_region"][-1][1]
     )
     for key in ("val_loss", "mean_Dice", "ema_Dice", "lr", "epoch_seconds", "Dice_Anterior"):
-        assert len(curve(config, result["run_id"], key)) == 3, key
+        assert len(curve(config, result.run_id, key)) == 3, key
 
     client = MlflowClient(f"sqlite:///{config.root.path / 'mlflow.db'}")
-    run = client.get_run(result["run_id"])
+    run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["num_epochs"] == "3"
     assert run.data.params["plans.patch_size"] == "[40, 56, 40]"
     assert run.data.params["version.nnunetv2"] == "2.6.4"
     assert run.data.params["hash.dataset"] == trained.prepared["dataset_hash"]
-    assert run.data.params["hash.plans"] == trained.preprocessed["plans_hash"]
-    names = {Path(item.path).name for item in client.list_artifacts(result["run_id"], "fold_0")}
+    assert run.data.params["hash.plans"] == trained.preprocessed.plans_hash
+    names = {Path(item.path).name for item in client.list_artifacts(result.run_id, "fold_0")}
     assert {"progress.png", "plans.json", "config.yaml"} < names
     assert any(name.startswith("training_log") for name in names)
 
@@ -87,7 +86,7 @@ def test_a_finished_training_catches_up_when_the_store_is_back(
         num_epochs=2,
         bundle_config={"bundle_root": "bundle", "tracking_uri": address},
     )
-    assert train(config)["run_id"] == ""
+    assert train(config).run_id == ""
     server = start_server(tmp_path, port)
     try:
         train(config)
@@ -204,11 +203,11 @@ def test_sigkill_then_the_same_command(own_root: Path) -> None:
     before = json.loads((folder / ".medseg" / "mlflow.json").read_text())
 
     result = train(config)
-    assert list(before.values()) == [result["run_id"]]
-    assert result["epochs"] == 4
+    assert list(before.values()) == [result.run_id]
+    assert result.epochs == 4
     assert len(losses(config)) == 4
     for key in ("train_loss", "Dice_Anterior", "lr"):
-        steps = [step for step, _ in curve(config, result["run_id"], key)]
+        steps = [step for step, _ in curve(config, result.run_id, key)]
         assert steps == [0, 1, 2, 3], key
 
 
@@ -227,7 +226,7 @@ def test_sigterm_keeps_the_finished_epochs(own_root: Path, trained: Trained) -> 
     ]
     assert max(saved) == reported < 3
 
-    assert train(config)["run_id"] != trained.result["run_id"]
+    assert train(config).run_id != trained.result.run_id
     # seeded by epoch: the training is the one that nobody disturbed
     assert losses(config) == pytest.approx(losses(trained.config), abs=2e-3)
 
@@ -240,15 +239,15 @@ def test_what_changed_settings_do(own_root: Path) -> None:
         return write_config(own_root, configuration="tiny", **{"num_epochs": 1, **fields})
 
     first = train(config())
-    assert first["epochs"] == 1
+    assert first.epochs == 1
     longer = train(config(num_epochs=2))  # continue_training is true
-    assert (longer["epochs"], longer["run_id"]) == (2, first["run_id"])
+    assert (longer.epochs, longer.run_id) == (2, first.run_id)
     kept = train(config(num_epochs=2, initial_lr=0.005))
     assert kept == longer
 
     anew = train(config(num_epochs=1, initial_lr=0.005, continue_training=False))
-    assert anew["epochs"] == 1
-    assert anew["run_id"] != first["run_id"]
+    assert anew.epochs == 1
+    assert anew.run_id != first.run_id
     (old,) = (config().results_folder / "superseded").iterdir()
     assert load_checkpoint(old / "checkpoint_final.pth")["current_epoch"] == 2  # nothing is lost
     # without continue_training, the same settings are still not trained twice
@@ -299,7 +298,9 @@ def test_bad_settings(trained: Trained, fields: dict[str, Any], message: str) ->
     with pytest.raises(UserError, match=message):
         train(config)
     assert contents(config.root.path) == before
-    assert Manifest(trained.config.fold_folder(), "train").read()["result"] == trained.result
+    assert Manifest(trained.config.fold_folder(), "train").read()["result"] == asdict(
+        trained.result
+    )
 
 
 def test_run_validation_only_trains_nothing(trained: Trained) -> None:
@@ -344,7 +345,7 @@ def test_a_full_disk_while_it_trains(
     with trained_volume.full("train", capsys, free=200 << 10, file=file):
         train(config)
     assert not list(config.fold_folder().glob("checkpoint_*"))
-    assert train(config)["epochs"] == 2
+    assert train(config).epochs == 2
     assert len(losses(config)) == 2
 
 
