@@ -17,7 +17,7 @@ from medseg.bundle.formats import SUFFIXES, Format
 from medseg.bundle.torchscript import PackagedModel, load_packaged
 from medseg.dicom import read_image, write_segmentation
 from medseg.imaging import ENDINGS, Volume, is_nifti, stem, write_nifti
-from medseg.nnunet.devices import choose_bfloat16, choose_device
+from medseg.nnunet.devices import choose_device, choose_precision
 from medseg.nnunet.prediction import CasePredictor
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress
 
@@ -202,13 +202,7 @@ def build_predictor(
     precision: str = "auto",
 ) -> CasePredictor:
     """A predictor for a packaged model; arguments and errors as those of :func:`segment`."""
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"precision: {precision!r} is unknown: use auto, float32 or bfloat16.")
-    device = choose_device(device).type
-    if precision == "auto":
-        precision = "float16" if device == "cuda" else "float32"
-    elif device == "cpu" and not choose_bfloat16(precision, device):
-        precision = "float32"  # without units bfloat16 is emulated, many times slower
+    kind = choose_device(device).type
     axes = packaged.checkpoint.get("inference_allowed_mirroring_axes") or ()
     return CasePredictor(
         packaged.network,
@@ -216,8 +210,8 @@ def build_predictor(
         packaged.dataset,
         configuration=packaged.checkpoint["configuration"],
         mirror_axes=axes if test_time_augmentation else (),
-        device=device,
-        precision=precision,
+        device=kind,
+        precision=choose_precision(precision, kind),
     )
 
 

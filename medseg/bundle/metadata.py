@@ -11,7 +11,7 @@ from medseg.bundle.templates import render
 from medseg.config import Labels, TaskConfig
 from medseg.nnunet import (
     SUMMARY,
-    channels_of,
+    channel_names,
     dataset_record,
     intensity_range,
     plan_facts,
@@ -44,7 +44,7 @@ def build_metadata(config: TaskConfig) -> dict[str, Any]:
             the user's metadata file is no JSON object of this layout.
     """
     plans, dataset = read_plans(config)
-    channels = channels_of(dataset)
+    channels = channel_names(dataset)
     labels = Labels.of(dataset["labels"], dataset.get("regions_class_order"))
     # of regions, the name at a value is the one that is painted with it
     painted = sorted(labels.painted.items(), key=lambda item: item[1])

@@ -2,7 +2,7 @@ from .checkpoints import Checkpoint as Checkpoint
 from .checkpoints import load_checkpoint as load_checkpoint
 from .history import History as History
 from .paths import environment as environment
-from .plans import channels_of as channels_of
+from .plans import channel_names as channel_names
 from .plans import intensity_range as intensity_range
 from .plans import plan_facts as plan_facts
 from .plans import read_plans as read_plans

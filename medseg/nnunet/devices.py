@@ -1,4 +1,7 @@
-"""Where to compute, and in which arithmetic."""
+"""Where to compute, and in which arithmetic.
+
+The worker processes of ``prepare_dataset`` import this module: torch is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from medseg.config import TaskConfig
 from medseg.project import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """CPU flags of units that multiply bfloat16: two of x86, one of ARM."""
@@ -26,6 +30,8 @@ def choose_device(wanted: str) -> torch.device:
     Raises:
         UserError: ``cuda`` without a CUDA device, or another word.
     """
+    import torch
+
     if wanted not in ("auto", "cpu", "cuda"):
         raise UserError(f"device: {wanted!r} is unknown: use auto, cpu or cuda.")
     available = torch.cuda.is_available()
@@ -38,7 +44,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_bfloat16(precision: str, device: str, flags: Iterable[str] | None = None) -> bool:
-    """Whether to compute in bfloat16 on the CPU.
+    """Whether to train, and to validate, in bfloat16 on the CPU.
 
     On a GPU never: nnU-Net has its own mixed precision there.
 
@@ -54,6 +60,30 @@ def choose_bfloat16(precision: str, device: str, flags: Iterable[str] | None = N
     if device != "cpu" or precision == "float32":
         return False
     return not BFLOAT16_FLAGS.isdisjoint(cpu_flags() if flags is None else flags)
+
+
+def choose_precision(precision: str, device: str, flags: Iterable[str] | None = None) -> str:
+    """The arithmetic that a packaged model computes in.
+
+    Args:
+        precision: ``float32``, ``bfloat16``, or ``auto``: what nnU-Net predicts in, float32 on a
+            CPU and float16 autocast on a GPU.
+        device: The device's type, ``cpu`` or ``cuda``.
+        flags: The CPU's flags; by default those of this machine.
+
+    Returns:
+        ``float32``, ``bfloat16`` (on a CPU only where it has units for it) or ``float16``.
+
+    Raises:
+        UserError: There is no such choice.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"precision: {precision!r} is unknown: use auto, float32 or bfloat16.")
+    if precision == "auto":
+        return "float16" if device == "cuda" else "float32"
+    if device == "cpu" and not choose_bfloat16(precision, device, flags):
+        return "float32"
+    return precision
 
 
 def cpu_flags() -> set[str]:
@@ -82,6 +112,8 @@ def use_bfloat16(network: Any, flags: Iterable[str] | None = None) -> None:
         network: A network of nnU-Net for 2D or 3D input, on the CPU.
         flags: The CPU's flags; by default those of this machine.
     """
+    import torch
+
     memory_format = torch.contiguous_format
     if "amx_bf16" in (cpu_flags() if flags is None else flags):
         volumetric = any(parameter.dim() == 5 for parameter in network.parameters())
@@ -134,6 +166,8 @@ def threads(device: str) -> Iterator[None]:
     Args:
         device: The device's type, ``cpu`` or ``cuda``.
     """
+    import torch
+
     before = torch.get_num_threads()
     if device == "cuda":
         torch.set_num_threads(1)

@@ -105,7 +105,7 @@ def intensity_range(plans: Mapping[str, Any]) -> tuple[float, float]:
     )
 
 
-def channels_of(dataset: Mapping[str, Any]) -> list[str]:
+def channel_names(dataset: Mapping[str, Any]) -> list[str]:
     """The names of the input channels, in their order.
 
     Args:

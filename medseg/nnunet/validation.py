@@ -13,7 +13,13 @@ from medseg.config import TaskConfig
 from medseg.imaging import ENDING, from_zyx, read_nifti, write_nifti
 from medseg.nnunet.checkpoints import load_checkpoint
 from medseg.nnunet.console import quiet
-from medseg.nnunet.devices import choose_bfloat16, choose_device, threads, use_bfloat16
+from medseg.nnunet.devices import (
+    choose_bfloat16,
+    choose_device,
+    choose_precision,
+    threads,
+    use_bfloat16,
+)
 from medseg.nnunet.paths import environment
 from medseg.nnunet.plans import read_plans
 from medseg.nnunet.prediction import CasePredictor
@@ -132,6 +138,6 @@ def _predictor(config: TaskConfig, checkpoint: Path) -> tuple[CasePredictor, Pat
         configuration=config.configuration,
         mirror_axes=content["inference_allowed_mirroring_axes"] or (),
         device=device,
-        precision="float16" if device == "cuda" else "float32",
+        precision=choose_precision("auto", device),
     )
     return predictor, config.preprocessed_folder / configuration.data_identifier

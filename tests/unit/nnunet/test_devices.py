@@ -7,7 +7,13 @@ import copy
 import pytest
 import torch
 
-from medseg.nnunet.devices import choose_bfloat16, choose_device, cpu_flags, use_bfloat16
+from medseg.nnunet.devices import (
+    choose_bfloat16,
+    choose_device,
+    choose_precision,
+    cpu_flags,
+    use_bfloat16,
+)
 from medseg.project import UserError
 from tests.hippocampus import write_config
 
@@ -38,6 +44,30 @@ def test_cuda_that_is_not_there(tmp_path, monkeypatch: pytest.MonkeyPatch) -> No
     assert choose_device("auto").type == "cpu"
     with pytest.raises(UserError, match="device: cuda is asked for"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "flags", "expected"),
+    [
+        ("auto", "cuda", set(), "float16"),
+        ("auto", "cpu", {"amx_bf16"}, "float32"),
+        ("bfloat16", "cpu", {"amx_bf16"}, "bfloat16"),
+        ("bfloat16", "cpu", {"avx2"}, "float32"),
+        ("bfloat16", "cuda", set(), "bfloat16"),
+        ("float32", "cuda", set(), "float32"),
+    ],
+)
+def test_what_a_packaged_model_computes_in(
+    precision: str, device: str, flags: set[str], expected: str
+) -> None:
+    assert choose_precision(precision, device, flags) == expected
+
+
+def test_choices_that_do_not_exist() -> None:
+    with pytest.raises(UserError, match="device: 'gpu' is unknown: use auto, cpu or cuda"):
+        choose_device("gpu")
+    with pytest.raises(UserError, match="precision: 'half' is unknown: use auto, float32 or bf"):
+        choose_precision("half", "cpu")
 
 
 @pytest.mark.parametrize("unit", ["amx_bf16", "avx512_bf16"])
