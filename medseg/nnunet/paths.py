@@ -19,7 +19,7 @@ RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_result
 def environment(config: TaskConfig, **variables: str) -> Iterator[None]:
     """Points nnU-Net at the config's folders for as long as the block runs.
 
-    nnU-Net copies its three paths into module attributes when it is first imported
+    nnU-Net (until 2.8) copies its three paths into module attributes when it is first imported
     (``nnunetv2.paths``). So the environment variables serve modules and processes that start
     inside the block, and the attributes of modules that are already imported are set as well.
     Afterwards both are what they were.

@@ -10,6 +10,7 @@ from typing import Any
 from medseg.config import TaskConfig
 from medseg.nnunet.checkpoints import BEST, FINAL, LATEST, load_checkpoint
 from medseg.nnunet.raw import dataset_record, prepared_hashes
+from medseg.nnunet.trainer import ExtendedTraining
 from medseg.project import UserError, progress, read_json, write_json
 
 SUPERSEDED = "superseded"
@@ -29,7 +30,7 @@ class Resumption:
     checkpoint: Path | None
 
 
-def resume(config: TaskConfig, record: dict[str, Any], trainer: Any) -> Resumption:
+def decide(config: TaskConfig, record: dict[str, Any], trainer: ExtendedTraining) -> Resumption:
     """Decides by the newest checkpoint; a fold that must start anew is moved aside.
 
     Args:
@@ -57,7 +58,7 @@ def write_record(config: TaskConfig, record: dict[str, Any]) -> None:
 
     Args:
         config: The task's config.
-        record: ``data``, ``settings`` (see :func:`resume`) and ``cases`` (case to hash).
+        record: ``data``, ``settings`` (see :func:`decide`) and ``cases`` (case to hash).
     """
     write_json(_record_path(config.fold_folder()), record)
 
@@ -141,7 +142,9 @@ def _epochs(checkpoint: Path) -> int:
     return int(load_checkpoint(checkpoint, mmap=True)["current_epoch"])
 
 
-def _why_anew(config: TaskConfig, record: dict[str, Any], checkpoint: Path, trainer: Any) -> str:
+def _why_anew(
+    config: TaskConfig, record: dict[str, Any], checkpoint: Path, trainer: ExtendedTraining
+) -> str:
     before = read_record(config)
     if not before:  # trained by nnU-Net's own command
         plans = load_checkpoint(checkpoint, mmap=True)["init_args"]["plans"]

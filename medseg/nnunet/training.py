@@ -21,7 +21,7 @@ from medseg.nnunet.devices import augmentation_processes, threads
 from medseg.nnunet.history import History, describe
 from medseg.nnunet.paths import environment
 from medseg.nnunet.preprocessing import preprocessed, split_of
-from medseg.nnunet.resume import preprocessed_cases, require_final, resume, write_record
+from medseg.nnunet.resume import decide, preprocessed_cases, require_final, write_record
 from medseg.nnunet.trainer import make_trainer
 from medseg.nnunet.workers import forked_workers_end_with_us
 from medseg.project import Manifest, UserError, fingerprint, lock, progress, write_text
@@ -293,7 +293,7 @@ class TrainingSession:
             progress(f"fold {config.fold} is trained already")
             self.finished, self._checkpoint = True, self._folder / FINAL
         else:
-            resumption = resume(config, record, self._trainer)
+            resumption = decide(config, record, self._trainer)
             self.finished, self._checkpoint = resumption.finished, resumption.checkpoint
         if self.finished:
             self._inputs = self._record.read().get("inputs", "")

@@ -117,8 +117,10 @@ def test_a_finished_fold_takes_final_weights(own_root: Path) -> None:
 
 
 def test_however_it_ends_it_can_be_resumed(
-    own_root: Path, capsys: pytest.CaptureFixture[str]
+    own_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
     config = task(own_root, 3)
     TrainingSession.open(config).close()
     assert checkpoints(config) == []
@@ -132,11 +134,11 @@ def test_however_it_ends_it_can_be_resumed(
         assert len(session.history) == 2
         assert same(session.weights, kept)
 
-        def interrupt(_epoch: int) -> None:
+        def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        session._trainer.on_train_epoch_end = interrupt
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(nnUNetTrainer, "on_train_epoch_end", interrupt)
             session.train()
         with pytest.raises(RuntimeError, match="is closed"):
             session.train()
