@@ -121,7 +121,7 @@ def test_validation_dice_names_regions(root: DataRoot, configure: Configure) -> 
     labels = {"background": 0, "whole": [1, 2], "core": 2}
     config = configure(root.path, labels=labels, regions_class_order=[2, 1])
     means = {"(1, 2)": {"Dice": 0.8}, "2": {"Dice": 0.6}}
-    summary = {"foreground_mean": {"Dice": 0.7}, "mean": means}
+    summary = {"metric_per_case": [], "foreground_mean": {"Dice": 0.7}, "mean": means}
     write_json(config.fold_folder() / "validation" / "summary.json", summary)
     measures = validation_dice(config, config.label_set)
     assert measures == {"mean_dice": 0.7, "dice_whole": 0.8, "dice_core": 0.6}
