@@ -13,7 +13,7 @@ import yaml
 
 from medseg.config import TaskConfig, load_config
 from medseg.project import DataRoot
-from medseg.tracking import is_behind, masked, open_run, runs
+from medseg.tracking import is_behind, masked, open_run, run_id, runs
 from tests.services.mlflow_server import free_port, start_server
 
 
@@ -44,13 +44,14 @@ def test_stages_continue_one_run(root: DataRoot, tmp_path: Path) -> None:
     config = task(root, mlflow_run_name="nnUNet")
     note = tmp_path / "note.txt"
     note.write_text("n")
+    assert run_id(config) == ""
     with open_run(config) as tracker:
         tracker.params({"lr": 0.01, "plans": {"patch_size": [1, 2]}})
         tracker.metrics({"loss": 1.0, "Dice_left/right?": 0.5, "Dice_absent": float("nan")}, step=0)
         tracker.artifact(note, "notes")
         first = tracker.run_id
     with open_run(config) as tracker:
-        assert tracker.run_id == first
+        assert tracker.run_id == first == run_id(config)
         tracker.params({"lr": 0.01, "num_epochs": 5})
         tracker.params({"num_epochs": 9})
         tracker.metrics({"loss": 7.0}, step=0)  # the run has this step already
@@ -126,14 +127,14 @@ def test_a_server_that_is_away_for_a_while(
         server = start_server(tmp_path, port)
         try:
             tracker.metrics({"loss": 2.0}, step=1)
-            run_id = tracker.run_id
-            assert run_id
+            sent = tracker.run_id
+            assert sent
             from mlflow import MlflowClient
 
             store = MlflowClient(f"http://127.0.0.1:{port}")
-            history = store.get_metric_history(run_id, "loss")
+            history = store.get_metric_history(sent, "loss")
             assert [(item.step, item.value) for item in history] == [(0, 3.0), (1, 2.0)]
-            assert store.get_run(run_id).data.params == {"lr": "0.1"}
+            assert store.get_run(sent).data.params == {"lr": "0.1"}
         finally:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
@@ -141,4 +142,4 @@ def test_a_server_that_is_away_for_a_while(
     assert "MLflow is back" in capsys.readouterr().out
     assert is_behind(config)
     record = json.loads((config.fold_folder() / ".medseg" / "mlflow.json").read_text())
-    assert record == {f"http://127.0.0.1:{port}": run_id}
+    assert record == {f"http://127.0.0.1:{port}": sent}
