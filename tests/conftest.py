@@ -85,6 +85,7 @@ ORDER = (
     "pipelines/test_manifests",
     "services",
     "containers",  # the longest: the rest runs beside it
+    "cases",
     "unit",
     "pipelines/test_volume",
     "pipelines",

@@ -66,6 +66,7 @@ class QualityRow:
         label: NDArray[Any] | None,
         values: Mapping[str, int],
         warnings: Sequence[str] = (),
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> QualityRow:
         """The row of a case.
 
@@ -75,9 +76,15 @@ class QualityRow:
             label: Its label map on the grid of the image; None where there is none.
             values: Structures of the label map to their values.
             warnings: What the conversion remarked; an empty structure is added here.
+            regions: Names of regions to all their values; case does not count.
         """
         millilitres = float(np.prod(image.spacing)) / 1000
-        voxels = {name: int(np.count_nonzero(label == v)) for name, v in values.items()}
+        whole = {name.casefold(): own for name, own in (regions or {}).items()}
+        voxels = {
+            name: int(np.isin(label, whole.get(name.casefold(), [value])).sum())
+            for name, value in values.items()
+            if label is not None
+        }
         empty = [f"{name} is empty" for name, count in voxels.items() if not count]
         i, j, k = (round(value, 4) for value in image.spacing)
         return cls(

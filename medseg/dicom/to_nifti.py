@@ -226,7 +226,8 @@ def _convert(
     if label is not None:
         outputs.append(write_nifti(label, image.affine, label_path))
     values = {segment.name: value for _, segment, value in chosen}
-    row = QualityRow.measured(case, image, label, values, warnings)
+    regions = config.label_set.regions if config else {}
+    row = QualityRow.measured(case, image, label, values, warnings, regions)
     manifest.record(inputs, outputs, row.to_json())
     return True
 
