@@ -87,6 +87,7 @@ ORDER = (
     "containers",  # the longest: the rest runs beside it
     "cases",
     "unit",
+    "cases",
     "pipelines/test_volume",
     "pipelines",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import defaultdict
@@ -12,11 +11,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydicom.misc import is_dicom
 
 from medseg.bundle.formats import SUFFIXES, Format
 from medseg.bundle.torchscript import PackagedModel, load_packaged
-from medseg.dicom import read_image, write_segmentation
+from medseg.dicom import (
+    FolderSource,
+    image_series,
+    is_dicom_file,
+    read_image,
+    write_segmentation,
+)
 from medseg.imaging import ENDINGS, Volume, is_nifti, stem, write_nifti
 from medseg.nnunet.devices import choose_bfloat16
 from medseg.nnunet.prediction import CasePredictor
@@ -140,22 +144,54 @@ def find_cases(path: Path) -> list[Case]:
                 return [Case(stem(path), (path,), "nifti")]
             name = match["case"]
             return [case for case in _nifti_cases(path.parent) if case.name == name]
-        if is_dicom(path):
+        if is_dicom_file(path):
             return [Case(path.stem, (path,), "dicom")]
         raise UserError(f"the input {path} is neither a NIfTI file (.nii, .nii.gz) nor DICOM.")
     cases = _nifti_cases(path)
     if cases:
         return cases
-    if _holds_dicom(path, deep=False):
-        return [Case(path.resolve().name, (path,), "dicom")]
-    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
-    cases = [Case(folder.name, (folder,), "dicom") for folder in folders if _holds_dicom(folder)]
-    if not cases:
+    return [Case(name, (folder,), "dicom") for name, folder in _dicom_folders(path).items()]
+
+
+def _dicom_folders(path: Path) -> dict[str, Path]:
+    """The folders that are a case each: its name to the folder.
+
+    A folder with DICOM files of its own is a case, else each folder in it; one of these that holds
+    several studies, as a CD has its patients below one folder, is looked into in turn.
+    """
+    source = FolderSource(path, may_be_empty=True)
+    files = source.instances()
+    if not files:
+        reasons = "; ".join(f"{item.what}: {item}" for item in source.left_out()[:3])
         raise UserError(
-            f"the folder {path} holds no NIfTI files (.nii, .nii.gz) and no DICOM: name a folder "
-            "of NIfTI files, of one DICOM series, or of folders with one DICOM series each."
+            f"the folder {path} holds no NIfTI files (.nii, .nii.gz) and no DICOM"
+            f"{f' ({reasons})' if reasons else ''}: name a folder of NIfTI files, of one DICOM "
+            "series, or of folders with one DICOM series each."
         )
-    return cases
+    if any(file.parent == path for file in files):
+        return {path.resolve().name: path}
+    images = {series.study_uid for series in image_series(source)}
+
+    def below(folder: Path) -> list[Path]:
+        folders = []
+        for child in sorted(item for item in folder.iterdir() if item.is_dir()):
+            inside = [file for file in files if file.is_relative_to(child)]
+            studies = {files[file] for file in inside} & images
+            if len(studies) > 1 and not any(file.parent == child for file in inside):
+                folders += below(child)
+            elif inside:
+                folders.append(child)
+        return folders
+
+    folders = below(path)
+    for item in source.left_out():
+        if not any((path / item.what).is_relative_to(folder) for folder in folders):
+            progress(f"warning: {item.what} was left out: {item}")
+    unique = len({folder.name for folder in folders}) == len(folders)
+    return {
+        folder.name if unique else "_".join(folder.relative_to(path).parts): folder
+        for folder in folders
+    }
 
 
 def _nifti_cases(folder: Path) -> list[Case]:
@@ -279,12 +315,3 @@ def _files(case: Case) -> list[Path]:
     if case.format == "nifti":
         return list(case.images)
     return [file for image in case.images for file in [image, *image.rglob("*")] if file.is_file()]
-
-
-def _holds_dicom(folder: Path, *, deep: bool = True) -> bool:
-    for place, _, names in os.walk(folder):
-        if any(is_dicom(Path(place, name)) for name in names if not name.startswith(".")):
-            return True
-        if not deep:
-            return False
-    return False

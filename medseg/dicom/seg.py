@@ -454,7 +454,7 @@ def paint_segments(
     # same label map in the plain case, but not what is promised above: it needs a looser tolerance
     # for the rounded positions of real headers, takes an image of half the resolution by leaving
     # out voxels, cuts off what reaches outside the image without a word, and knows neither
-    # FRACTIONAL segmentations nor regions. It would be a second way beside this one, and slower.
+    # FRACTIONAL segmentations nor regions. It would be a second way beside this one.
     seg = Segmentation.from_dataset(dataset, copy=False)
     shared = seg.SharedFunctionalGroupsSequence[0]
     to_index = np.linalg.inv(LPS_TO_RAS @ image.affine).astype(np.float64)
