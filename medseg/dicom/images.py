@@ -40,6 +40,12 @@ def read_image(path: str | Path) -> Volume:
             "give each series a folder of its own and name that."
         )
     remarks = [f"{item.what} was left out: {item}" for item in source.left_out()]
+    remarks += [
+        f"{item} was left out: {item.no_volume}"
+        for study in source.studies()
+        for item in source.series(study.uid)
+        if item.no_volume and item != series[0]
+    ]
     volume = volume_from_instances(source.fetch(series[0]), path.name, remarks)
     for remark in remarks:
         progress(f"warning: {path.name}: {remark}")

@@ -323,7 +323,7 @@ def _slice_grid(
             remarks.append("a single slice that does not say how thick it is: taken as 1 mm")
         return positions[0], normal * (thickness[0] if thickness else 1)
     gaps = np.diff(positions @ normal)
-    spacing = float(np.median(gaps))
+    spacing = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower median: gaps only add
 
     def between(index: int) -> str:
         one, other = slices[index].number, slices[index + 1].number.split()[-1]
@@ -446,7 +446,7 @@ def _rescaled(pixels: NDArray[Any], item: _Slice, name: str) -> NDArray[Any]:
         whole *= int(slope)
         whole += int(intercept)
         return whole
-    if not math.isfinite(largest) or largest > np.finfo(np.float32).max:
+    if not math.isfinite(largest) or largest > float(np.finfo(np.float32).max):
         raise UserError(
             f"{name}: the rescaled values of {item.place} are larger than float32 holds: correct "
             "RescaleSlope and RescaleIntercept."
