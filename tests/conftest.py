@@ -83,11 +83,10 @@ ORDER = (
     "unit/tracking",
     "pipelines/test_compiled",
     "pipelines/test_manifests",
+    "cases",
     "services",
     "containers",  # the longest: the rest runs beside it
-    "cases",
     "unit",
-    "cases",
     "pipelines/test_volume",
     "pipelines",
 )

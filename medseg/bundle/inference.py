@@ -60,7 +60,8 @@ def segment(
     Args:
         model: The packaged model (``model.ts``).
         input: A NIfTI file; a folder of NIfTI files (``CASE.nii.gz``, or ``CASE_0000.nii.gz``,
-            ``CASE_0001.nii.gz``, … for the channels); a DICOM series folder; or a folder of DICOM
+            ``CASE_0001.nii.gz``, … for the channels; without a ``CASE_0000.nii.gz`` each file is a
+            case); a DICOM series folder; or a folder of DICOM
             series folders, each of which is a case.
         output: A file (``.nii``, ``.nii.gz`` or ``.dcm``; for one case), or a folder in which each
             result has the name of its case. Existing results are replaced; in a folder, results of
@@ -139,11 +140,9 @@ def find_cases(path: Path) -> list[Case]:
         raise UserError(f"the input {path} does not exist: name a NIfTI file or a DICOM folder.")
     if path.is_file():
         if is_nifti(path):
-            match = CHANNEL.match(stem(path))
-            if match is None:
+            if CHANNEL.match(stem(path)) is None:
                 return [Case(stem(path), (path,), "nifti")]
-            name = match["case"]
-            return [case for case in _nifti_cases(path.parent) if case.name == name]
+            return [case for case in _nifti_cases(path.parent) if path in case.images]
         if is_dicom_file(path):
             return [Case(path.stem, (path,), "dicom")]
         raise UserError(f"the input {path} is neither a NIfTI file (.nii, .nii.gz) nor DICOM.")
@@ -196,17 +195,21 @@ def _dicom_folders(path: Path) -> dict[str, Path]:
 
 def _nifti_cases(folder: Path) -> list[Case]:
     files = [file for file in sorted(folder.iterdir()) if is_nifti(file) and file.is_file()]
+    names = {stem(file) for file in files}
     channels: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         match = CHANNEL.match(stem(file))
-        channels[match["case"] if match else stem(file)].append(file)
+        # four digits are a channel only beside channel 0000; else they number cases, as in AMOS
+        is_channel = match is not None and f"{match['case']}_0000" in names
+        channels[match["case"] if match and is_channel else stem(file)].append(file)
     return [Case(name, tuple(images), "nifti") for name, images in sorted(channels.items())]
 
 
 def _targets(cases: list[Case], output: Path, wanted: str) -> list[Path]:
     if wanted not in ("", *SUFFIXES):
         raise UserError(f"output_format: {wanted!r} is unknown: use nifti or dicom.")
-    suffix = next((each for each in ENDINGS if output.name.endswith(each)), output.suffix)
+    name = output.name.lower()
+    suffix = next((each for each in ENDINGS if name.endswith(each)), output.suffix.lower())
     of_suffix: dict[str, Format] = {**dict.fromkeys(ENDINGS, "nifti"), ".dcm": "dicom"}
     is_file = suffix in of_suffix and not output.is_dir()
     if is_file and len(cases) > 1:
@@ -287,7 +290,7 @@ def _segment_case(
     _check_channels(case, volumes, predictor.channels)
     mask = predictor.segment_volumes(volumes)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == SUFFIXES["dicom"]:
+    if target.suffix.lower() == SUFFIXES["dicom"]:
         write_segmentation(mask, volumes[0], target, packaged.segments)
     else:
         write_nifti(mask, volumes[0].affine, target)
@@ -302,12 +305,15 @@ def _check_channels(case: Case, volumes: Sequence[Volume], needed: int) -> None:
     count = sum(len(volume.channels) for volume in volumes)
     names = [CHANNEL.match(stem(path)) for path in case.images]
     numbers = [int(name["channel"]) for name in names if name]
-    if count != needed or (numbers and numbers != list(range(len(numbers)))):
+    gap = len(case.images) > 1 and numbers != list(range(len(numbers)))
+    if count != needed or gap:
         files = ", ".join(path.name for path in case.images)
         raise UserError(
             f"{case.name}: the model needs {needed} channel{'s' * (needed != 1)}, but {files} "
             f"{'hold' if len(case.images) > 1 else 'holds'} {count}: give NIfTI files "
-            f"{case.name}_0000.nii.gz to {case.name}_{needed - 1:04d}.nii.gz."
+            f"{case.name}_0000.nii.gz to {case.name}_{needed - 1:04d}.nii.gz (the last four "
+            "digits of a name are the number of the channel; where they number cases, add _0000 "
+            "to each name)."
         )
 
 
