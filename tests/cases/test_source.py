@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
-from click.testing import CliRunner
 
-from medseg.bundle.inference import find_cases
-from medseg.cli.main import main
-from medseg.dicom import read_image
 from medseg.imaging import Volume, read_nifti
-from medseg.project import UserError
+from tests.cases.conftest import run
 from tests.conftest import made_once
 
 CASES = (
@@ -68,7 +65,7 @@ class Converted:
 
 @pytest.fixture(scope="session")
 def converted(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    def run(folder: Path) -> None:
+    def convert(folder: Path) -> None:
         root = folder / "root"
         for case in CASES:
             name = case.split("/")[0]
@@ -81,12 +78,10 @@ def converted(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Conv
             "max_failed_cases=1",
         ]
         given = [part for argument in arguments for part in ("-p", argument)]
-        result = CliRunner().invoke(
-            main, ["run", "dicom_to_nifti", "--data-root", str(root), *given]
-        )
+        result = run("run", "dicom_to_nifti", "--data-root", root, *given)
         (folder / "output.txt").write_text(f"{result.exit_code}\n{result.output}")
 
-    folder = made_once("source_cases", run, tmp_path_factory)
+    folder = made_once("source_cases", convert, tmp_path_factory)
     code, output = (folder / "output.txt").read_text().split("\n", 1)
     assert code == "0", output
     dataset = folder / "root" / "NIFTI" / "T"
@@ -170,24 +165,45 @@ def test_index_of_a_medium_is_told_of(converted: Converted) -> None:
 # --- medseg segment ---
 
 
-def test_cd_gives_a_case_for_each_patient(real_data: Path) -> None:
-    cases = find_cases(real_data / "cases" / "cd_with_dicomdir" / "L04_cd")
-    assert [case.name for case in cases] == ["PT000000", "PT000001"]
-    for case in cases:
-        check_phantom(read_image(case.images[0]))
+def segmented(model: Path, source: Path, output: Path) -> str:
+    done = run("segment", source, "--model", model, "-o", output, "--device", "cpu")
+    assert "Traceback" not in done.output
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
-def test_series_to_segment(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cases = real_data / "cases"
-    for folder, told in (
-        ("scout_and_dose_report/DICOM/C10_dose", ""),
+def test_cd_gives_a_case_for_each_patient(cases: Path, model: Path, tmp_path: Path) -> None:
+    output = segmented(model, cases / "cd_with_dicomdir/L04_cd", tmp_path / "out")
+    assert "DICOMDIR was left out: it is the index of a medium" in output
+    results = sorted((tmp_path / "out").glob("*.dcm"))
+    assert [path.name for path in results] == ["PT000000.dcm", "PT000001.dcm"]
+    patients = {str(pydicom.dcmread(path).PatientID) for path in results}
+    assert patients == {"PA", "PB"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("scout_and_dose_report/DICOM/C10_dose", "CT 'Scout' (1 instances) was left out"),
         ("localizer_in_series/DICOM/C09_localizer", "IM0001.dcm (instance 0) was left out"),
+        ("lost_files/DICOM/C13_zerobyte", "IM0008.dcm was left out: it is empty"),
         ("no_preamble/DICOM/C16_nopreamble", ""),
         ("empty_rescale/DICOM/C03_emptyrescale", ""),
-    ):
-        (case,) = find_cases(cases / folder)
-        check_phantom(read_image(case.images[0]))
-        assert told in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"IM0005.dcm \(instance 5\) cannot be decoded"):
-        read_image(cases / "lost_files/DICOM/C14_truncated")
-    assert len(find_cases(cases / "same_uids_two_patients/DICOM")) == 2
+        ("jpeg_lossless_htj2k/DICOM", ""),
+        ("same_uids_two_patients/DICOM", ""),
+    ],
+)
+def test_series_to_segment(
+    cases: Path, model: Path, tmp_path: Path, folder: str, told: str
+) -> None:
+    assert told in segmented(model, cases / folder, tmp_path / "out")
+    count = 2 if folder.endswith("DICOM") else 1
+    assert len(list((tmp_path / "out").glob("*.dcm"))) == count
+
+
+def test_damaged_pixels_to_segment(cases: Path, model: Path, tmp_path: Path) -> None:
+    source = cases / "lost_files/DICOM/C14_truncated"
+    done = run("segment", source, "--model", model, "-o", tmp_path / "o.dcm", "--device", "cpu")
+    assert done.exit_code == 1
+    assert "IM0005.dcm (instance 5) cannot be decoded" in done.output
+    assert not list(tmp_path.iterdir())
