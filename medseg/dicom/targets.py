@@ -219,7 +219,8 @@ class _NodeSender:
                     status = association.send_c_store(instance).get("Status")
                 except (ValueError, RuntimeError) as error:  # no accepted context, or cut off
                     raise UserError(
-                        f"the DICOM node {self._node.url} refused an instance: {error}"
+                        f"the DICOM node {self._node.url} refused an instance "
+                        f"({type(error).__name__}): look into the node's log."
                     ) from None
                 if status is None or (status != 0 and status >> 12 != 0xB):  # 0xBxxx: a warning
                     answer = "no answer" if status is None else f"status 0x{status:04X}"
