@@ -99,7 +99,8 @@ def parse_header(block: bytes, path: Path) -> Header:
         slope, intercept = 1.0, 0.0
     if not np.isfinite(intercept):
         raise _unusable(path, f"its header scales values by {slope:g} and adds {intercept}")
-    affine, remark = _place(fields, shape, path)
+    with np.errstate(all="ignore"):  # numbers of any kind; those that are not finite are refused
+        affine, remark = _place(fields, shape, path)
     return Header(shape, dtype, int(offset), (slope, intercept), affine, remark)
 
 

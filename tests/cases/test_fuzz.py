@@ -27,7 +27,7 @@ from medseg.project import DataRoot, UserError
 SHAPE = (5, 4, 3)
 
 amounts = pytest.mark.parametrize(
-    "amount", [pytest.param(50, id="short"), pytest.param(1500, id="long", marks=pytest.mark.slow)]
+    "amount", [pytest.param(50, id="short"), pytest.param(400, id="long", marks=pytest.mark.slow)]
 )
 
 
