@@ -26,7 +26,7 @@ def collect_dataset(
     from medseg.dataset import collect_dataset as collect
     from medseg.project import stage
 
-    with stage("collect_dataset", target=output_folder or config_file_path) as root:
+    with stage("collect_dataset", target=output_folder or config_file_path, private=True) as root:
         config = load_config(config_file_path, root) if config_file_path else None
         summary = collect(root, output_folder, config=config)
         Path(quality.path).write_text(summary.pop("html"), encoding="utf-8")

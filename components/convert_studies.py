@@ -13,6 +13,7 @@ def convert_studies(
     output_folder: str = "",
     config_file_path: str = "",
     deidentify: bool = False,
+    max_failed_cases: int = -1,
 ) -> None:
     """Converts the studies of one shard: image series and DICOM SEG to NIfTI image and label.
 
@@ -23,7 +24,9 @@ def convert_studies(
         output_folder: Folder of the NIfTI dataset; default: the config's data_dir.
         config_file_path: The task's config, for label values and file suffixes (optional where
             output_folder is given).
-        deidentify: Name the cases by pseudonyms in place of patient identifiers.
+        deidentify: Name the cases by pseudonyms in place of patient identifiers, files by numbers.
+        max_failed_cases: How many cases may fail without failing the run; -1: what the config says,
+            else none.
     """
     from medseg.config import load_config
     from medseg.dicom import convert_studies as convert_shard
@@ -34,6 +37,12 @@ def convert_studies(
     ) as root:
         config = load_config(config_file_path, root) if config_file_path else None
         done = convert_shard(
-            root, studies, shard, output_folder, config=config, deidentify=deidentify
+            root,
+            studies,
+            shard,
+            output_folder,
+            config=config,
+            deidentify=deidentify,
+            max_failed_cases=None if max_failed_cases < 0 else max_failed_cases,
         )
         nifti.metadata.update(done.counts)

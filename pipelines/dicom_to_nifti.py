@@ -8,7 +8,12 @@ from medseg.kubeflow import platform_arguments, platform_pipeline
 
 @platform_pipeline(name="medseg-convert-shard", secrets=("dicomweb",))
 def convert_shard(
-    studies: str, shard: int, output_folder: str, config_file_path: str, deidentify: bool
+    studies: str,
+    shard: int,
+    output_folder: str,
+    config_file_path: str,
+    deidentify: bool,
+    max_failed_cases: int = -1,
 ) -> None:
     """Converts one shard of the studies.
 
@@ -18,6 +23,7 @@ def convert_shard(
         output_folder: Folder of the NIfTI dataset.
         config_file_path: The task's config.
         deidentify: Name the cases by pseudonyms.
+        max_failed_cases: How many cases may fail; -1: what the config says, else none.
     """
     components.convert_studies(
         studies=studies,
@@ -25,6 +31,7 @@ def convert_shard(
         output_folder=output_folder,
         config_file_path=config_file_path,
         deidentify=deidentify,
+        max_failed_cases=max_failed_cases,
     )
 
 
@@ -37,6 +44,7 @@ def dicom_to_nifti(
     config_file_path: str = "",
     shards: int = 1,
     deidentify: bool = False,
+    max_failed_cases: int = -1,
 ) -> None:
     """Turns DICOM series and DICOM SEG into a NIfTI dataset, with a table of its quality.
 
@@ -46,7 +54,9 @@ def dicom_to_nifti(
         config_file_path: The task's config, for label values and file suffixes (optional where
             output_folder is given).
         shards: Parts that are converted at the same time.
-        deidentify: Name the cases by pseudonyms in place of patient identifiers.
+        deidentify: Name the cases by pseudonyms in place of patient identifiers, files by numbers.
+        max_failed_cases: How many cases may fail without failing the run; -1: what the config says,
+            else none.
     """
     listed = components.list_studies(
         studies=studies,
@@ -61,6 +71,7 @@ def dicom_to_nifti(
             output_folder=output_folder,
             config_file_path=config_file_path,
             deidentify=deidentify,
+            max_failed_cases=max_failed_cases,
             **platform_arguments("dicomweb"),
         )
     components.collect_dataset(

@@ -84,6 +84,7 @@ ORDER = (
     "unit/tracking",
     "pipelines/test_compiled",
     "pipelines/test_manifests",
+    "cases",
     "services",
     "unit",
     "pipelines/test_volume",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import defaultdict
@@ -11,11 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydicom.misc import is_dicom
-
 from medseg.bundle.formats import SUFFIXES, Format
 from medseg.bundle.torchscript import PackagedModel, load_packaged
-from medseg.dicom import read_image, write_segmentation
+from medseg.dicom import (
+    FolderSource,
+    image_series,
+    is_dicom_file,
+    read_image,
+    write_segmentation,
+)
 from medseg.imaging import ENDINGS, Volume, is_nifti, stem, write_nifti
 from medseg.nnunet.devices import choose_device, choose_precision
 from medseg.nnunet.prediction import CasePredictor
@@ -55,7 +58,8 @@ def segment(
     Args:
         model: The packaged model (``model.ts``).
         input: A NIfTI file; a folder of NIfTI files (``CASE.nii.gz``, or ``CASE_0000.nii.gz``,
-            ``CASE_0001.nii.gz``, … for the channels); a DICOM series folder; or a folder of DICOM
+            ``CASE_0001.nii.gz``, … for the channels; without a ``CASE_0000.nii.gz`` each file is a
+            case); a DICOM series folder; or a folder of DICOM
             series folders, each of which is a case.
         output: A file (``.nii``, ``.nii.gz`` or ``.dcm``; for one case), or a folder in which each
             result has the name of its case. Existing results are replaced; in a folder, results of
@@ -134,42 +138,76 @@ def find_cases(path: Path) -> list[Case]:
         raise UserError(f"the input {path} does not exist: name a NIfTI file or a DICOM folder.")
     if path.is_file():
         if is_nifti(path):
-            match = CHANNEL.match(stem(path))
-            if match is None:
+            if CHANNEL.match(stem(path)) is None:
                 return [Case(stem(path), (path,), "nifti")]
-            name = match["case"]
-            return [case for case in _nifti_cases(path.parent) if case.name == name]
-        if is_dicom(path):
+            return [case for case in _nifti_cases(path.parent) if path in case.images]
+        if is_dicom_file(path):
             return [Case(path.stem, (path,), "dicom")]
         raise UserError(f"the input {path} is neither a NIfTI file (.nii, .nii.gz) nor DICOM.")
     cases = _nifti_cases(path)
     if cases:
         return cases
-    if _holds_dicom(path, deep=False):
-        return [Case(path.resolve().name, (path,), "dicom")]
-    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
-    cases = [Case(folder.name, (folder,), "dicom") for folder in folders if _holds_dicom(folder)]
-    if not cases:
+    return [Case(name, (folder,), "dicom") for name, folder in _dicom_folders(path).items()]
+
+
+def _dicom_folders(path: Path) -> dict[str, Path]:
+    """The folders that are a case each: its name to the folder.
+
+    A folder with DICOM files of its own is a case, else each folder in it; one of these that holds
+    several studies, as a CD has its patients below one folder, is looked into in turn.
+    """
+    source = FolderSource(path, may_be_empty=True)
+    files = source.instances()
+    if not files:
+        reasons = "; ".join(f"{item.what}: {item}" for item in source.left_out()[:3])
         raise UserError(
-            f"the folder {path} holds no NIfTI files (.nii, .nii.gz) and no DICOM: name a folder "
-            "of NIfTI files, of one DICOM series, or of folders with one DICOM series each."
+            f"the folder {path} holds no NIfTI files (.nii, .nii.gz) and no DICOM"
+            f"{f' ({reasons})' if reasons else ''}: name a folder of NIfTI files, of one DICOM "
+            "series, or of folders with one DICOM series each."
         )
-    return cases
+    if any(file.parent == path for file in files):
+        return {path.resolve().name: path}
+    images = {series.study_uid for series in image_series(source)}
+
+    def below(folder: Path) -> list[Path]:
+        folders = []
+        for child in sorted(item for item in folder.iterdir() if item.is_dir()):
+            inside = [file for file in files if file.is_relative_to(child)]
+            studies = {files[file] for file in inside} & images
+            if len(studies) > 1 and not any(file.parent == child for file in inside):
+                folders += below(child)
+            elif inside:
+                folders.append(child)
+        return folders
+
+    folders = below(path)
+    for item in source.left_out():
+        if not any((path / item.what).is_relative_to(folder) for folder in folders):
+            progress(f"warning: {item.what} was left out: {item}")
+    unique = len({folder.name for folder in folders}) == len(folders)
+    return {
+        folder.name if unique else "_".join(folder.relative_to(path).parts): folder
+        for folder in folders
+    }
 
 
 def _nifti_cases(folder: Path) -> list[Case]:
     files = [file for file in sorted(folder.iterdir()) if is_nifti(file) and file.is_file()]
+    names = {stem(file) for file in files}
     channels: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         match = CHANNEL.match(stem(file))
-        channels[match["case"] if match else stem(file)].append(file)
+        # four digits are a channel only beside channel 0000; else they number cases, as in AMOS
+        is_channel = match is not None and f"{match['case']}_0000" in names
+        channels[match["case"] if match and is_channel else stem(file)].append(file)
     return [Case(name, tuple(images), "nifti") for name, images in sorted(channels.items())]
 
 
 def _targets(cases: list[Case], output: Path, wanted: str) -> list[Path]:
     if wanted not in ("", *SUFFIXES):
         raise UserError(f"output_format: {wanted!r} is unknown: use nifti or dicom.")
-    suffix = next((each for each in ENDINGS if output.name.endswith(each)), output.suffix)
+    name = output.name.lower()
+    suffix = next((each for each in ENDINGS if name.endswith(each)), output.suffix.lower())
     of_suffix: dict[str, Format] = {**dict.fromkeys(ENDINGS, "nifti"), ".dcm": "dicom"}
     is_file = suffix in of_suffix and not output.is_dir()
     if is_file and len(cases) > 1:
@@ -239,7 +277,7 @@ def _segment_case(
     _check_channels(case, volumes, predictor.channels)
     mask = predictor.segment_volumes(volumes)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == SUFFIXES["dicom"]:
+    if target.suffix.lower() == SUFFIXES["dicom"]:
         write_segmentation(mask, volumes[0], target, packaged.segments)
     else:
         write_nifti(mask, volumes[0].affine, target)
@@ -254,12 +292,15 @@ def _check_channels(case: Case, volumes: Sequence[Volume], needed: int) -> None:
     count = sum(len(volume.channels) for volume in volumes)
     names = [CHANNEL.match(stem(path)) for path in case.images]
     numbers = [int(name["channel"]) for name in names if name]
-    if count != needed or (numbers and numbers != list(range(len(numbers)))):
+    gap = len(case.images) > 1 and numbers != list(range(len(numbers)))
+    if count != needed or gap:
         files = ", ".join(path.name for path in case.images)
         raise UserError(
             f"{case.name}: the model needs {needed} channel{'s' * (needed != 1)}, but {files} "
             f"{'hold' if len(case.images) > 1 else 'holds'} {count}: give NIfTI files "
-            f"{case.name}_0000.nii.gz to {case.name}_{needed - 1:04d}.nii.gz."
+            f"{case.name}_0000.nii.gz to {case.name}_{needed - 1:04d}.nii.gz (the last four "
+            "digits of a name are the number of the channel; where they number cases, add _0000 "
+            "to each name)."
         )
 
 
@@ -267,12 +308,3 @@ def _files(case: Case) -> list[Path]:
     if case.format == "nifti":
         return list(case.images)
     return [file for image in case.images for file in [image, *image.rglob("*")] if file.is_file()]
-
-
-def _holds_dicom(folder: Path, *, deep: bool = True) -> bool:
-    for place, _, names in os.walk(folder):
-        if any(is_dicom(Path(place, name)) for name in names if not name.startswith(".")):
-            return True
-        if not deep:
-            return False
-    return False

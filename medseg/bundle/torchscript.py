@@ -14,7 +14,7 @@ from medseg.bundle.layout import write_metadata
 from medseg.bundle.metadata import build_metadata
 from medseg.bundle.monai_config import inference_json
 from medseg.bundle.paths import checkpoint_file, descriptions, model_file
-from medseg.config import TaskConfig
+from medseg.config import Label, Labels, TaskConfig
 from medseg.nnunet import channel_names
 from medseg.nnunet.preprocessing import example_patches
 from medseg.project import Manifest, UserError, atomic_file, file_hash, fingerprint, progress
@@ -48,20 +48,30 @@ class PackagedModel:
         return channel_names(self.dataset)
 
     @property
-    def segments(self) -> dict[str, int]:
-        """Segment names to label values: those of the metadata, which users edit.
+    def segments(self) -> dict[str, Label]:
+        """Segment names to label values, of a region to the list of its values.
+
+        The names are those of the metadata, which users edit; there a region stands at the value
+        that it is painted with.
 
         Raises:
             UserError: The metadata names no labels.
         """
         try:
             definition = self.metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-            return {str(name): int(value) for value, name in definition.items()}
+            names = {int(value): str(name) for value, name in definition.items()}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(
                 "the model's metadata.json has no network_data_format.outputs.pred.channel_def "
                 "that names its labels: make the model anew with convert_pt_to_ts."
             ) from None
+        regions: dict[int, Label] = {}
+        if order := self.dataset.get("regions_class_order"):
+            labels = Labels.of(self.dataset["labels"], order)
+            regions = {
+                labels.painted[name]: list(values) for name, values in labels.regions.items()
+            }
+        return {name: regions.get(value, value) for value, name in names.items()}
 
 
 def convert_pt_to_ts(config: TaskConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import click
 
 from medseg import __version__
 from medseg.cli import cluster, deploy
-from medseg.project import UserError, explained_os_errors, variables
+from medseg.project import UserError, explained_os_errors, unquoted_errors, variables
 
 
 class _Commands(click.Group):
@@ -109,14 +109,16 @@ def segment(
     """Segment INPUT: a NIfTI file, a folder of them, or a DICOM series."""
     from medseg.bundle import segment as segment_images
 
-    for path in segment_images(
-        model,
-        input,
-        output,
-        output_format=output_format or "",
-        test_time_augmentation=not no_tta,
-        device=device,
-    ):
+    with unquoted_errors():
+        paths = segment_images(
+            model,
+            input,
+            output,
+            output_format=output_format or "",
+            test_time_augmentation=not no_tta,
+            device=device,
+        )
+    for path in paths:
         click.echo(path)
 
 

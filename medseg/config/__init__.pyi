@@ -1,4 +1,5 @@
 from .labels import IGNORE as IGNORE
+from .labels import Label as Label
 from .labels import Labels as Labels
 from .labels import Structure as Structure
 from .task import DEFAULT_SUFFIXES as DEFAULT_SUFFIXES

@@ -102,6 +102,11 @@ class Labels:
         return dict(self.painted) if self.ignore is None else {**self.painted, IGNORE: self.ignore}
 
     @property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """The names of the regions, and all values that the voxels of each may hold."""
+        return {s.name: s.values for s in self.structures.values() if len(s.values) > 1}
+
+    @property
     def names(self) -> dict[str, str]:
         """nnU-Net's key of each structure to its name."""
         return {key: structure.name for key, structure in self.structures.items()}

@@ -14,6 +14,10 @@ from .layouts import files_of as files_of
 from .layouts import is_decathlon as is_decathlon
 from .layouts import read_description as read_description
 from .quality import CONVERSION as CONVERSION
+from .quality import LeftOutRow as LeftOutRow
 from .quality import QualityRow as QualityRow
 from .quality import collect_dataset as collect_dataset
+from .quality import failed_cases as failed_cases
+from .quality import forget_left_out as forget_left_out
 from .quality import read_quality as read_quality
+from .quality import record_left_out as record_left_out

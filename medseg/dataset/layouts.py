@@ -2,12 +2,15 @@
 
 Two layouts are known: ``subfolders``, one folder a case with ``<case>/<case><suffix>`` for each
 channel and the label; and the Medical Segmentation Decathlon's, ``imagesTr/<case>.nii.gz`` (of four
-dimensions where there are several channels), ``labelsTr/<case>.nii.gz``, ``imagesTs`` and
+dimensions where there are several channels; or ``<case>_0000.nii.gz``, … as nnU-Net names them),
+``labelsTr/<case>.nii.gz``, ``imagesTs`` and
 ``labelsTs`` with the test cases, and a ``dataset.json`` that describes them.
 """
 
 from __future__ import annotations
 
+import glob
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
-from medseg.imaging import ENDING, ENDINGS, is_nifti, stem
+from medseg.imaging import ENDING, is_nifti, stem
 from medseg.project import UserError, atomic_folder, fingerprint, read_json
+
+_CHANNEL = re.compile(r"_\d{4}$")
 
 DESCRIPTION = "dataset.json"
 """The file that describes a dataset: the Decathlon's, nnU-Net's, or the one of
@@ -165,11 +170,13 @@ def decathlon_cases(folder: Path, part: str) -> list[Case]:
     Returns:
         Every case with an image or a label.
     """
-    names = {
-        stem(path)
+    images, labels = (
+        {stem(path) for path in (folder / f"{kind}{part}").glob("*") if is_nifti(path)}
         for kind in ("images", "labels")
-        for path in (folder / f"{kind}{part}").glob("*")
-        if is_nifti(path)
+    )
+    names = labels | {
+        name[:-5] if _CHANNEL.search(name) and name not in labels and name[:-5] in labels else name
+        for name in images
     }
     return [_decathlon_case(folder, part, name) for name in sorted(names)]
 
@@ -282,17 +289,31 @@ def _case_folders(folder: Path) -> list[Path]:
 
 
 def _subfolder_case(folder: Path, suffixes: Mapping[str, str]) -> Case:
-    files = {key: folder / f"{folder.name}{suffix}" for key, suffix in suffixes.items()}
+    files = {key: _present(folder / f"{folder.name}{suffix}") for key, suffix in suffixes.items()}
     label = files.pop(LABEL_KEY)
     return Case(folder.name, tuple(files.values()), label)
 
 
 def _decathlon_case(folder: Path, part: str, name: str) -> Case:
     image, label = (_file(folder / f"{kind}{part}", name) for kind in ("images", "labels"))
+    channels = [
+        path
+        for path in sorted(image.parent.glob(f"{glob.escape(name)}_*"))
+        if is_nifti(path) and stem(path)[:-5] == name and _CHANNEL.search(stem(path))
+    ]
+    if channels and label.is_file() and not image.is_file():  # nnU-Net's names
+        return Case(name, tuple(channels), label)
     return Case(name, (image,), label)
 
 
 def _file(folder: Path, name: str) -> Path:
     """The file of this name with the ending that it has, or the one that we would give it."""
-    files = [folder / f"{name}{ending}" for ending in ENDINGS]
-    return next((path for path in files if path.is_file()), folder / f"{name}{ENDING}")
+    return _present(folder / f"{name}{ENDING}")
+
+
+def _present(path: Path) -> Path:
+    """The file, else the one beside it that differs in its NIfTI ending alone (``.NII.GZ``)."""
+    if path.is_file() or not is_nifti(path) or not path.parent.is_dir():
+        return path
+    others = sorted(path.parent.glob(f"{glob.escape(stem(path))}.*"))
+    return next((each for each in others if is_nifti(each) and stem(each) == stem(path)), path)

@@ -33,6 +33,9 @@ CONVERSION = "dicom_to_nifti"
 QUALITY = "quality"
 """The field of ``dataset.json`` that holds the table."""
 
+LEFT_OUT = "left_out"
+"""The name of the manifests that hold what a shard left out."""
+
 
 @dataclass(frozen=True)
 class QualityRow:
@@ -66,6 +69,7 @@ class QualityRow:
         label: NDArray[Any] | None,
         values: Mapping[str, int],
         warnings: Sequence[str] = (),
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> QualityRow:
         """The row of a case.
 
@@ -75,9 +79,15 @@ class QualityRow:
             label: Its label map on the grid of the image; None where there is none.
             values: Structures of the label map to their values.
             warnings: What the conversion remarked; an empty structure is added here.
+            regions: Names of regions to all their values; case does not count.
         """
         millilitres = float(np.prod(image.spacing)) / 1000
-        voxels = {name: int(np.count_nonzero(label == v)) for name, v in values.items()}
+        whole = {name.casefold(): own for name, own in (regions or {}).items()}
+        voxels = {
+            name: int(np.isin(label, whole.get(name.casefold(), [value])).sum())
+            for name, value in values.items()
+            if label is not None
+        }
         empty = [f"{name} is empty" for name, count in voxels.items() if not count]
         i, j, k = (round(value, 4) for value in image.spacing)
         return cls(
@@ -119,6 +129,75 @@ class QualityRow:
         }
 
 
+@dataclass(frozen=True)
+class LeftOutRow:
+    """What the quality table says of something that became no case.
+
+    Attributes:
+        left_out: What it is: a file, a study's case, a case that failed.
+        warnings: Why.
+    """
+
+    left_out: str
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> LeftOutRow:
+        """The row that :meth:`to_json` made JSON of.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is no such row.
+        """
+        return cls(str(content["left_out"]), tuple(map(str, content["warnings"])))
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as a JSON object, its fields named as here."""
+        return {"left_out": self.left_out, "warnings": list(self.warnings)}
+
+
+def record_left_out(folder: Path, shard: int, rows: Sequence[LeftOutRow], failed: int) -> None:
+    """Remembers what a shard left out, in place of what it left out before.
+
+    Args:
+        folder: The dataset's folder.
+        shard: The shard's number.
+        rows: What it left out.
+        failed: How many of them are cases that failed.
+    """
+    content = {"rows": [row.to_json() for row in rows], "failed": failed}
+    write_json(_left_out_file(folder, shard), content)
+
+
+def forget_left_out(folder: Path) -> None:
+    """Removes what :func:`record_left_out` remembered, of all shards."""
+    for path in folder.glob(f".medseg/{LEFT_OUT}-*.json"):
+        path.unlink()
+
+
+def failed_cases(folder: Path) -> int:
+    """How many cases of a dataset failed, in all shards that have been converted."""
+    return _read_left_out(folder)[1]
+
+
+def _left_out_file(folder: Path, shard: int) -> Path:
+    return folder / ".medseg" / f"{LEFT_OUT}-{shard}.json"
+
+
+def _read_left_out(folder: Path) -> tuple[list[LeftOutRow], int]:
+    """What the shards left out, and how many cases of it failed."""
+    rows, failed = [], 0
+    for path in sorted(folder.glob(f".medseg/{LEFT_OUT}-*.json")):
+        try:
+            content = read_json(path)
+            rows += [LeftOutRow.from_json(row) for row in content["rows"]]
+            failed += int(content["failed"])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{path} is damaged: delete it, and run the stage convert_studies again."
+            ) from None
+    return sorted(rows, key=lambda row: row.left_out), failed
+
+
 def read_quality(folder: Path) -> list[QualityRow]:
     """The quality table that :func:`collect_dataset` wrote.
 
@@ -126,14 +205,15 @@ def read_quality(folder: Path) -> list[QualityRow]:
         folder: The dataset's folder.
 
     Returns:
-        The rows, by case; none where the dataset was not converted by this project.
+        The rows of the cases, by case; none where the dataset was not converted by this project.
 
     Raises:
         UserError: ``dataset.json`` is damaged.
     """
     path = folder / DESCRIPTION
     try:
-        rows = [QualityRow.from_json(row) for row in read_json(path, {}).get(QUALITY, ())]
+        table = read_json(path, {}).get(QUALITY, ())
+        rows = [QualityRow.from_json(row) for row in table if LEFT_OUT not in row]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(
             f"{path}: {QUALITY!r} is not a quality table: run the stage collect_dataset again."
@@ -144,7 +224,7 @@ def read_quality(folder: Path) -> list[QualityRow]:
 def collect_dataset(
     root: DataRoot, output_folder: str = "", *, config: TaskConfig | None = None
 ) -> dict[str, Any]:
-    """Gathers what the shards converted into ``<output>/dataset.json``.
+    """Gathers what the shards converted, and what they left out, into ``<output>/dataset.json``.
 
     Args:
         root: The data root.
@@ -154,16 +234,17 @@ def collect_dataset(
     Returns:
         ``dataset`` (the content of dataset.json but the table: cases, channel suffixes, labels),
         ``metadata`` (the same for an artifact: how many cases in place of which), ``rows`` (the
-        quality table, a :class:`QualityRow` a case) and ``html`` (the table as a fragment).
+        quality table, a :class:`QualityRow` a case), ``left_out`` (the rest of the table, a
+        :class:`LeftOutRow` for all that became no case) and ``html`` (the table as a fragment).
 
     Raises:
-        UserError: The folder holds no converted case.
+        UserError: The folder holds no converted case (the table of what was left out is written
+            all the same), or a record that is none of ours.
     """
     folder = dataset_folder(root, output_folder, config)
-    manifests = sorted(folder.glob(f"*/.medseg/{CONVERSION}.json"))
-    records = [Manifest(path.parent.parent, CONVERSION).read().get("result") for path in manifests]
-    rows = [QualityRow.from_json(record) for record in records if record]
-    if not rows:
+    rows = _converted_rows(folder)
+    left_out, failed = _read_left_out(folder)
+    if not rows and not left_out:
         raise UserError(f"{folder} holds no converted case: run dicom_to_nifti on it first.")
     labels: dict[str, Any] = dict(config.labels) if config else {}
     if config is None:
@@ -178,16 +259,43 @@ def collect_dataset(
         "cases_without_label": [row.case for row in rows if not row.labels],
         "medseg_version": __version__,
     }
-    write_json(folder / DESCRIPTION, {**dataset, QUALITY: [row.to_json() for row in rows]})
+    table = [*(row.to_json() for row in rows), *(row.to_json() for row in left_out)]
+    write_json(folder / DESCRIPTION, {**dataset, QUALITY: table})
+    if not rows:
+        raise UserError(
+            f"{folder} holds no converted case, as {len(left_out)} files and studies were left "
+            f"out: {DESCRIPTION} there says why."
+        )
     warned = sum(bool(row.warnings) for row in rows)
-    progress(f"{len(rows)} cases, {warned} with warnings")
+    lost = f"; {len(left_out)} files and studies left out, {failed} of them failed cases"
+    progress(f"{len(rows)} cases, {warned} with warnings{lost if left_out else ''}")
     result("NIfTI dataset", folder)
     metadata = {
         **dataset,
         "cases": len(dataset["cases"]),
         "cases_without_label": len(dataset["cases_without_label"]),
     }
-    return {"dataset": dataset, "metadata": metadata, "rows": rows, "html": _table(rows)}
+    return {
+        "dataset": dataset,
+        "metadata": metadata,
+        "rows": rows,
+        "left_out": left_out,
+        "html": _table(rows, left_out),
+    }
+
+
+def _converted_rows(folder: Path) -> list[QualityRow]:
+    rows = []
+    for path in sorted(folder.glob(f"*/.medseg/{CONVERSION}.json")):
+        try:
+            record = Manifest(path.parent.parent, CONVERSION).read().get("result")
+            if record:
+                rows.append(QualityRow.from_json(record))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{path} is no record of a converted case: delete it, and run dicom_to_nifti again."
+            ) from None
+    return rows
 
 
 def _agreed(rows: Sequence[QualityRow]) -> tuple[dict[str, int], list[QualityRow]]:
@@ -209,11 +317,11 @@ def _agreed(rows: Sequence[QualityRow]) -> tuple[dict[str, int], list[QualityRow
     return {"background": 0, **{name: value for value, name in agreed.items()}}, warned
 
 
-def _table(rows: Sequence[QualityRow]) -> str:
+def _table(rows: Sequence[QualityRow], left_out: Sequence[LeftOutRow]) -> str:
     import jinja2  # composing pipelines imports this room, without the stages' packages
 
     template = files("medseg.dataset").joinpath("quality.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(template).render(rows=rows)
+    return environment.from_string(template).render(rows=rows, left_out=left_out)

@@ -19,7 +19,7 @@ from medseg.dicom import (
     volume_from_instances,
     write_segmentation,
 )
-from medseg.project import Manifest, UserError, fingerprint
+from medseg.project import Manifest, UserError, fingerprint, progress
 
 
 def selection_rules(task: SegmentationTask) -> dict[str, Any]:
@@ -74,6 +74,8 @@ def segment_studies(
     """
     with reason_left(output):
         source = FolderSource(input_folder)
+    for item in source.left_out():
+        progress(f"warning: {item.what} was left out: {item}")
     studies = source.studies()
     folders = _study_folders(source, input_folder, output)
     name = f"{package.task.file_name}{SUFFIXES['dicom']}"
@@ -106,10 +108,13 @@ def _segment_study(
         result = Result(target, Manifest(target.parent, "inference"), inputs)
         if result.is_done():
             return False
+        remarks: list[str] = []
         volumes = {
-            modality: volume_from_instances(source.fetch(series), f"{case}, {modality}")
+            modality: volume_from_instances(source.fetch(series), f"{case}, {modality}", remarks)
             for modality, series in chosen.items()
         }
+        for remark in remarks:
+            progress(f"warning: {case}: {remark}")
         mask = package.segment(volumes)
         with result.writing():
             write_segmentation(

@@ -21,9 +21,9 @@ FilesByModality = dict[str, Path]
 def segment_files(package: Package, input_folder: Path, output: Path) -> list[Path]:
     """Segments every case of a folder of NIfTI files.
 
-    A case is one file a modality, with the modality's ``File_Pattern`` after the case's name. They
-    lie in the folder itself, or in one folder a case; where files of different folders have the
-    same name, their cases are named after the folders.
+    A case is one file a modality, with the modality's ``File_Pattern`` after the case's name, in
+    small letters or large. They lie in the folder itself, or in one folder a case; where files of
+    different folders have the same name, their cases are named after the folders.
 
     Args:
         package: Model and task.
@@ -134,12 +134,16 @@ def _fitting_files(
     inside = is_inside(output, folder)
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder).parent
-        fitting = [name for name, pattern in patterns.items() if path.name.endswith(pattern)]
+        fitting = [
+            name
+            for name, pattern in patterns.items()
+            if path.name.lower().endswith(pattern.lower())
+        ]
         if not fitting or not path.is_file() or (inside and path.is_relative_to(output)):
             continue
         if any(part.startswith(".") for part in (path.name, *place.parts)):
             continue
         modality = max(fitting, key=lambda name: len(patterns[name]))  # the most specific suffix
-        name = path.name.removesuffix(patterns[modality]) or path.parent.name
+        name = path.name[: -len(patterns[modality])] or path.parent.name
         files[name][place][modality] = path
     return files

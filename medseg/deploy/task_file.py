@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from medseg.config import Label
 from medseg.project import UserError, findings, safe_name
 
 # DICOM's value representations LO and SH (PS3.5 6.2): characters, without backslash
@@ -190,7 +191,7 @@ class SegmentationTask(_Model):
         return safe_name(self.name, ascii_only=True) or "model"
 
     def check_model(
-        self, labels: Mapping[str, int], channels: Sequence[str], where: str
+        self, labels: Mapping[str, Label], channels: Sequence[str], where: str
     ) -> tuple[str, ...]:
         """Checks that the task is about this model.
 

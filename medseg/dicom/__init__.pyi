@@ -1,3 +1,4 @@
+from .images import image_series as image_series
 from .images import read_image as read_image
 from .seg import build_segmentation as build_segmentation
 from .seg import write_segmentation as write_segmentation
@@ -6,6 +7,7 @@ from .sources import IMAGE_MODALITIES as IMAGE_MODALITIES
 from .sources import FolderSource as FolderSource
 from .sources import Series as Series
 from .sources import Source as Source
+from .sources import is_dicom_file as is_dicom_file
 from .sources import open_source as open_source
 from .targets import Sender as Sender
 from .targets import Target as Target

@@ -15,6 +15,32 @@ from medseg.project import UserError, secret
 from medseg.project.variables import SECRETS
 
 
+def url_scheme(url: str, *, field: str) -> str:
+    """The scheme of what a parameter names, in small letters; empty for a path.
+
+    Args:
+        url: A URL, or a path.
+        field: The parameter, for the message.
+
+    Raises:
+        UserError: It is an http(s) URL without a server, or with a port that is no number.
+    """
+    scheme = ""
+    try:
+        parts = urlsplit(url)
+        scheme = parts.scheme.lower()
+        malformed = not parts.hostname or parts.port == 0  # looks at the port, too
+    except ValueError:
+        scheme = scheme or url.partition(":")[0].lower()
+        malformed = True
+    if malformed and scheme in ("http", "https"):  # it is not quoted: it may hold a password
+        raise UserError(
+            f"{field}: the {scheme} URL is malformed: write it as "
+            "https://server.example.org:8042/dicom-web."
+        )
+    return scheme
+
+
 def web_client(url: str) -> DICOMwebClient:
     """A client that waits out short failures; its credentials are those of the Secret ``dicomweb``.
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from pydicom import Dataset
 from pynetdicom.sop_class import Verification
 
 from medseg import project
-from medseg.dicom.dicomweb import server_errors, web_client
+from medseg.dicom.dicomweb import server_errors, url_scheme, web_client
 from medseg.dicom.dimse import Node
 from medseg.dicom.private import private_path
 from medseg.project import DataRoot, Manifest, UserError, atomic_folder
@@ -108,7 +107,7 @@ def open_target(root: DataRoot, output: str) -> Target:
     Raises:
         UserError: The target is malformed or cannot be reached.
     """
-    if urlsplit(output).scheme.lower() in ("http", "https", "dicom"):
+    if url_scheme(output, field="output") in ("http", "https", "dicom"):
         return _ServerTarget(root, output)
     return _FolderTarget(root.resolve(output, field="output"))
 
@@ -123,7 +122,7 @@ def open_sender(url: str, *, field: str) -> Sender:
     Raises:
         UserError: The URL is malformed or the server cannot be reached.
     """
-    if urlsplit(url).scheme.lower() == "dicom":
+    if url_scheme(url, field=field) == "dicom":
         return _NodeSender(Node.from_url(url, field=field))
     return _WebSender(url)
 
@@ -220,7 +219,8 @@ class _NodeSender:
                     status = association.send_c_store(instance).get("Status")
                 except (ValueError, RuntimeError) as error:  # no accepted context, or cut off
                     raise UserError(
-                        f"the DICOM node {self._node.url} refused an instance: {error}"
+                        f"the DICOM node {self._node.url} refused an instance "
+                        f"({type(error).__name__}): look into the node's log."
                     ) from None
                 if status is None or (status != 0 and status >> 12 != 0xB):  # 0xBxxx: a warning
                     answer = "no answer" if status is None else f"status 0x{status:04X}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pydicom.uid import (
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from medseg import __version__
-from medseg.config import DEFAULT_SUFFIXES, TaskConfig
+from medseg.config import DEFAULT_SUFFIXES, Label, TaskConfig
 from medseg.dataset import Case, Description, cases_in, is_decathlon, read_description
 from medseg.dicom.cases import pseudonym, short_name
 from medseg.dicom.seg import LONGEST_NAME, MANUFACTURER, build_segmentation
@@ -50,7 +51,7 @@ class _Dataset:
     cases: list[Case]
     channels: list[str]
     modalities: list[str]
-    labels: dict[str, int]
+    labels: Mapping[str, Label]
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _read_dataset(folder: Path, config: TaskConfig | None) -> _Dataset:
     named = list(described.channels)
     channels = (list(config.channels) if config else named) or ["image"]
     modalities = (config.modality_list if config else None) or named or channels
-    labels = config.label_set.drawn if config else described.labels
+    labels = config.labels if config else described.labels
     return _Dataset(described.name or folder.name, cases, channels, modalities, labels)
 
 
@@ -197,7 +198,7 @@ def _build(
     if case.label.is_file():
         label = read_label_map(case.label)
         check_same_grid(image, label)
-        names = dict(dataset.labels)
+        names: dict[str, Label] = dict(dataset.labels)
         if not names:  # nothing names the labels: their values do
             names = {f"Label {value}": int(value) for value in np.unique(label.array) if value}
         instances = tuple(next(iter(series.values())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.uid import UID, SegmentationStorage
 
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
-from medseg.dataset import CONVERSION, QualityRow, dataset_folder
+from medseg.dataset import (
+    CONVERSION,
+    LeftOutRow,
+    QualityRow,
+    collect_dataset,
+    dataset_folder,
+    failed_cases,
+    forget_left_out,
+    record_left_out,
+)
 from medseg.dicom.cases import case_names
+from medseg.dicom.decimals import mend_numbers
 from medseg.dicom.private import private_path
 from medseg.dicom.seg import Segment, paint_segments, read_segments
-from medseg.dicom.series import volume_from_instances
-from medseg.dicom.sources import IMAGE_MODALITIES, Series, Source, open_source
+from medseg.dicom.series import describe, no_volume_reason, volume_from_instances
+from medseg.dicom.sources import IMAGE_MODALITIES, LeftOut, Series, Source, open_source
 from medseg.imaging import Volume, as_labels, check_same_grid, write_nifti
 from medseg.project import (
     DataRoot,
@@ -26,6 +38,7 @@ from medseg.project import (
     Manifest,
     UserError,
     fingerprint,
+    lock,
     progress,
     read_json,
     write_json,
@@ -93,6 +106,7 @@ def list_studies(
     uids = [study.uid for study in listed]
     lists = [uids[start::shards] for start in range(min(shards, len(uids)))]
     write_json(_shards_file(root, folder), lists, private=True)
+    forget_left_out(folder)
     progress(f"{len(uids)} studies")
     return list(range(len(lists)))
 
@@ -105,10 +119,12 @@ def convert_studies(
     *,
     config: TaskConfig | None = None,
     deidentify: bool = False,
+    max_failed_cases: int | None = None,
 ) -> ConvertedStudies:
     """Converts the studies of one shard to NIfTI: ``<output>/<case>/<case><suffix>``.
 
-    **Image series.** Series of modality CT, MR or PT. A study with one needs no choice. Of several,
+    **Image series.** Series of modality CT, MR or PT, without localizers and secondary captures
+    where there are others. A study with one needs no choice. Of several,
     each channel of the config's ``modality_dict`` takes the series whose SeriesDescription is the
     channel's key, else the only one whose SeriesDescription holds the key or whose Modality is
     the key (case and punctuation do not count: ``flair_reg`` finds ``FLAIRreg``). With a single
@@ -117,8 +133,13 @@ def convert_studies(
 
     **Label.** The DICOM SEG that refers to the image series, else one of its frame of reference.
     With a config the segments' names decide, compared without case; without one the segments'
-    numbers. Of two SEGs with a segment of the same name the later one counts; a SEG that only an
-    algorithm made is left out where a person made another. A study without SEG gives no label.
+    numbers. Segments of one name in one SEG are joined; of two SEGs with a segment of the same name
+    the later one counts; a SEG that only an algorithm made is left out where a person made another.
+    A study without SEG gives no label.
+
+    Whatever is left out or replaced is told of in the log and in the quality table: with its case,
+    or in a row of its own. The table and the dataset's manifest are written at the end, whatever
+    failed.
 
     A case whose series and settings are unchanged since it was converted is not fetched again.
 
@@ -128,13 +149,14 @@ def convert_studies(
         shard: The shard's number, from :func:`list_studies` for the same folder.
         output_folder: The dataset's folder; by default the config's ``data_dir``.
         config: The task, for suffixes, channels and labels.
-        deidentify: Whether cases get pseudonyms instead of PatientIDs.
+        deidentify: Whether cases get pseudonyms instead of PatientIDs, and files numbers.
+        max_failed_cases: How many cases may fail, in all shards together; by default what the
+            config says, else none.
 
     Raises:
         UserError: The studies were not listed or there is no such shard, the source cannot be read,
             or the config's dataset has another format.
-        CasesFailedError: More cases failed than the config's ``max_failed_cases`` (without a
-            config: any); the others are finished.
+        CasesFailedError: More cases failed than may; the others are finished.
     """
     folder = dataset_folder(root, output_folder, config)
     if config is not None and config.dataset_format != "subfolders":
@@ -144,13 +166,18 @@ def convert_studies(
             "data_dir of its own."
         )
     study_uids = _shard(root, folder, shard)
-    source = open_source(root, studies)
+    source = open_source(root, studies, nameless=deidentify)
     listed = [study for study in source.studies() if study.uid in set(study_uids)]
     names = case_names(root, folder, listed, deidentify=deidentify)
     failures = Failures(private=True)
     for uid in study_uids:
         if uid not in names:
             failures.reasons[uid] = f"{studies} does not hold this study (any more)"
+    left_out = source.left_out()
+    rows = []
+    if shard == 0:  # files that belong to no study are told of once
+        _log_files(left_out)
+        rows = [LeftOutRow(item.what, (f"left out: {item}",)) for item in left_out]
     cases, converted, skipped = [], [], {}
     listed.sort(key=lambda study: names[study.uid])
     for count, study in enumerate(listed, start=1):
@@ -158,16 +185,61 @@ def convert_studies(
         with failures.case(case):
             series = source.series(study.uid)
             if not any(item.modality in IMAGE_MODALITIES for item in series):
-                skipped[case] = "the study holds no CT, MR or PT series"
+                skipped[case] = _no_image(series)
                 progress(f"{case} skipped: {skipped[case]}", count, len(listed))
                 continue
-            fresh = _convert(source, series, case, folder / case, config)
+            losses = _losses([item for item in left_out if item.study_uid == study.uid])
+            fresh = _convert(source, series, case, folder / case, config, losses)
             cases.append(case)
             if fresh:
                 converted.append(case)
             progress(case if fresh else f"{case} (unchanged)", count, len(listed))
-    failures.check(len(study_uids), config.max_failed_cases if config else 0)
+    rows += [LeftOutRow(case, (f"skipped: {reason}",)) for case, reason in skipped.items()]
+    rows += [LeftOutRow(case, (f"failed: {text}",)) for case, text in failures.reasons.items()]
+    record_left_out(folder, shard, rows, len(failures.reasons))
+    if max_failed_cases is None:
+        max_failed_cases = config.max_failed_cases if config else 0
+    failed = failed_cases(folder)
+    if failed > max_failed_cases:  # collect_dataset will not run: the table is written here
+        name = private_path(root, "table", root.relative(folder)).name
+        with lock(root, name, wait=True), suppress(UserError):
+            collect_dataset(root, output_folder, config=config)
+    elsewhere = failed - len(failures.reasons)
+    failures.check(len(study_uids), max(0, max_failed_cases - elsewhere))
     return ConvertedStudies(tuple(cases), tuple(converted), skipped)
+
+
+_LOGGED = 20
+"""Files that are left out for one reason and named in the log one by one."""
+
+
+def _log_files(left_out: Sequence[LeftOut]) -> None:
+    for item in left_out[:_LOGGED]:
+        progress(f"warning: {item.what} was left out: {item}")
+    if len(left_out) > _LOGGED:
+        progress(f"warning: {len(left_out) - _LOGGED} more files were left out: see the table")
+
+
+def _losses(left_out: Sequence[LeftOut]) -> list[str]:
+    """The files that a study lacks, in a sentence for each reason."""
+    files: dict[str, list[str]] = {}
+    for item in left_out:
+        files.setdefault(item.reason, []).append(item.what)
+    return [
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''} "
+        f"left out: {reason}"
+        for reason, names in files.items()
+    ]
+
+
+def _no_image(series: Sequence[Series]) -> str:
+    reason = "the study holds no CT, MR or PT series"
+    if any(item.modality == "SEG" for item in series):
+        reason += (
+            ", but a DICOM SEG, which is not read without its image: give it the StudyInstanceUID "
+            "of the study that it was drawn on"
+        )
+    return reason
 
 
 def _shards_file(root: DataRoot, folder: Path) -> Path:
@@ -185,13 +257,19 @@ def _shard(root: DataRoot, folder: Path, shard: int) -> list[str]:
 
 
 def _convert(
-    source: Source, series: Sequence[Series], case: str, folder: Path, config: TaskConfig | None
+    source: Source,
+    series: Sequence[Series],
+    case: str,
+    folder: Path,
+    config: TaskConfig | None,
+    losses: Sequence[str],
 ) -> bool:
-    """Converts one study; whether there was anything to do."""
+    """Converts one study; whether there was anything to do. ``losses`` are remarked on."""
     images = [item for item in series if item.modality in IMAGE_MODALITIES]
     drawings = [item for item in series if item.modality == "SEG"]
     settings: dict[str, Any] = {
-        "series": [asdict(item) for item in (*images, *drawings)],
+        "series": [asdict(item) for item in series],
+        "losses": list(losses),
         "suffixes": config.modality_dict if config else DEFAULT_SUFFIXES,
         "labels": config.labels if config else None,
         "regions": config.regions_class_order if config else None,
@@ -203,16 +281,23 @@ def _convert(
 
     for suffix in settings["suffixes"].values():
         remove_stale(folder / f"{case}{suffix}")  # of a run that was killed
-    segmentations = [dataset for item in drawings for dataset in source.fetch(item)]
-    channels = _choose(images, segmentations, config)
+    warnings = [*losses, *_unread(series)]
+    segmentations = _fetch_segmentations(source, drawings, warnings)
+    usable = _usable(source, images, warnings)
+    channels = _choose(usable, segmentations, config)
+    taken = {item.uid for item in channels.values()}
+    warnings += [
+        f"{item} was left out: another series is the image"
+        for item in images
+        if item in usable and item.uid not in taken
+    ]
     volumes = {
-        key: volume_from_instances(source.fetch(item), f"{case} ({item})")
+        key: volume_from_instances(source.fetch(item), f"{case} ({item})", warnings)
         for key, item in channels.items()
     }
     image = next(iter(volumes.values()))
     for other in volumes.values():
         check_same_grid(image, other)
-    warnings: list[str] = []
     chosen = _segments(segmentations, volumes, config, warnings)
     label = _label_map(chosen, image, config) if chosen else None
 
@@ -225,10 +310,67 @@ def _convert(
     label_path.unlink(missing_ok=True)  # of an earlier state of the study
     if label is not None:
         outputs.append(write_nifti(label, image.affine, label_path))
-    values = {segment.name: value for _, segment, value in chosen}
-    row = QualityRow.measured(case, image, label, values, warnings)
+    values = {segment.name: value for _, segment, value in reversed(chosen)}
+    regions = config.label_set.regions if config else {}
+    row = QualityRow.measured(case, image, label, values, warnings, regions)
+    for warning in row.warnings:
+        progress(f"warning: {case}: {warning}")
     manifest.record(inputs, outputs, row.to_json())
     return True
+
+
+def _unread(series: Sequence[Series]) -> list[str]:
+    """What of a study is neither image nor segmentation."""
+    remarks = []
+    for item in series:
+        if item.modality == "RTSTRUCT":
+            remarks.append(
+                f"{item} is not read: convert its contours to a DICOM SEG (3D Slicer does) and put "
+                "that into the study"
+            )
+        elif item.modality not in (*IMAGE_MODALITIES, "SEG"):
+            remarks.append(f"{item} is not read: it is no CT, MR or PT image and no DICOM SEG")
+    return remarks
+
+
+_SEGMENTATION_CLASSES = (SegmentationStorage, UID("1.2.840.10008.5.1.4.1.1.66.7"))
+"""DICOM SEG, and the one whose frames are label maps."""
+
+
+def _fetch_segmentations(
+    source: Source, drawings: Sequence[Series], warnings: list[str]
+) -> list[Dataset]:
+    segmentations = []
+    for dataset in (dataset for item in drawings for dataset in source.fetch(item)):
+        if dataset.get("SOPClassUID") in _SEGMENTATION_CLASSES:
+            mend_numbers(dataset)
+            segmentations.append(dataset)
+        else:
+            warnings.append(
+                f"{describe(dataset)} of modality SEG was left out: it is not of class DICOM SEG"
+            )
+    return segmentations
+
+
+_SCOUT = 5
+"""Instances of a series that is fetched to see whether it is but a localizer, where its source does
+not know."""
+
+
+def _usable(source: Source, images: Sequence[Series], warnings: list[str]) -> list[Series]:
+    """The image series without those of localizers and captures, where there are others."""
+    reasons = {item.uid: item.no_volume for item in images}
+    if len(images) > 1:
+        for item in images:
+            if not item.no_volume and item.instances <= _SCOUT:
+                reasons[item.uid] = no_volume_reason(source.fetch(item))
+    usable = [item for item in images if not reasons[item.uid]]
+    if not usable:
+        return list(images)
+    warnings += [
+        f"{item} was left out: {reasons[item.uid]}" for item in images if reasons[item.uid]
+    ]
+    return usable
 
 
 # --- which series ---
@@ -307,6 +449,11 @@ def _segments(
     fitting = [item for item in segmentations if series & set(_referenced_series(item))] or [
         item for item in segmentations if str(item.get("FrameOfReferenceUID")) in frames
     ]
+    warnings += [
+        f"{describe(item)}, a DICOM SEG, was left out: it refers to another series than the image"
+        for item in segmentations
+        if not any(item is other for other in fitting)
+    ]
     fitting.sort(key=lambda item: f"{item.get('ContentDate')}{item.get('ContentTime')}")
     segments = [(item, segment) for item in fitting for segment in read_segments(item)]
     by_hand = [(item, segment) for item, segment in segments if not segment.automatic]
@@ -317,27 +464,61 @@ def _segments(
     if not segments:
         warnings.append("no label: the study has no DICOM SEG of this image")
 
-    latest = {segment.name.casefold(): (item, segment) for item, segment in by_hand or segments}
+    latest = _latest(by_hand or segments, warnings)
     if config is None:
-        numbered = [(item, segment, segment.number) for item, segment in latest.values()]
-        if len({number for *_, number in numbered}) < len(numbered):
-            raise UserError(
-                "several DICOM SEGs number different segments alike "
-                f"({', '.join(f'{s.name}: {n}' for _, s, n in numbered)}): give a config, whose "
-                "labels then decide by name."
-            )
-        return numbered
+        return _numbered(latest)
     values = {name.casefold(): value for name, value in config.label_set.drawn.items()}
     chosen = []
-    for name, (item, segment) in latest.items():
+    for name, members in latest.items():
         if name not in values:
             raise UserError(
-                f"the DICOM SEG holds the segment {segment.name!r}, which the config's labels do "
-                f"not declare ({', '.join(config.labels)}): add it there or rename the segment."
+                f"the DICOM SEG holds the segment {members[0][1].name!r}, which the config's "
+                f"labels do not declare ({', '.join(config.labels)}): add it there or rename the "
+                "segment."
             )
-        chosen.append((item, segment, values[name]))
+        chosen += [(item, segment, values[name]) for item, segment in members]
     order = list(values.values())
     return sorted((c for c in chosen if c[2]), key=lambda item: order.index(item[2]))
+
+
+_Named = dict[str, list[tuple[Dataset, Segment]]]
+
+
+def _latest(segments: Sequence[tuple[Dataset, Segment]], warnings: list[str]) -> _Named:
+    """The segments of each name in the latest SEG that has it; ``segments`` are in its order."""
+    latest: _Named = {}
+    for item, segment in segments:
+        members = latest.setdefault(segment.name.casefold(), [])
+        if members and members[0][0] is not item:
+            warnings.append(
+                f"the segment {segment.name!r} of {describe(members[0][0])} was replaced by that "
+                f"of {describe(item)}, which is later"
+            )
+            members.clear()
+        members.append((item, segment))
+    warnings += [
+        f"{len(members)} segments named {members[0][1].name!r} in one DICOM SEG were joined"
+        for members in latest.values()
+        if len(members) > 1
+    ]
+    return latest
+
+
+def _numbered(latest: _Named) -> _Chosen:
+    """The segments with their own numbers as values; joined ones have that of the first."""
+    numbered = [
+        (item, segment, members[0][1].number)
+        for members in latest.values()
+        for item, segment in members
+    ]
+    names = {segment.name.casefold(): number for _, segment, number in numbered}
+    if len(set(names.values())) < len(names):
+        raise UserError(
+            "several DICOM SEGs number different segments alike "
+            f"({', '.join(f'{s.name}: {n}' for _, s, n in numbered)}): give a config, whose "
+            "labels then decide by name."
+        )
+    return numbered
 
 
 def _label_map(chosen: _Chosen, image: Volume, config: TaskConfig | None) -> NDArray[Any]:

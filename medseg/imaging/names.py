@@ -8,7 +8,7 @@ ENDING = ".nii.gz"
 """How the files that we write end."""
 
 ENDINGS = (ENDING, ".nii")
-"""How the files that we read end."""
+"""How the files that we read end, in small letters or large."""
 
 
 def is_nifti(path: str | Path) -> bool:
@@ -17,13 +17,13 @@ def is_nifti(path: str | Path) -> bool:
     Hidden files are none (macOS leaves ``._CASE.nii.gz`` in archives).
     """
     name = Path(path).name
-    return name.endswith(ENDINGS) and not name.startswith(".")
+    return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 
 def stem(path: str | Path) -> str:
     """A file's name without the NIfTI ending: ``a.b.nii.gz`` gives ``a.b``."""
     name = Path(path).name
     for ending in ENDINGS:
-        if name.endswith(ending):
-            return name.removesuffix(ending)
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
     return name

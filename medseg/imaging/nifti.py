@@ -6,80 +6,122 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 from isal import igzip, igzip_lib, igzip_threaded
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
+from medseg.imaging.header import Header, parse_header
 from medseg.imaging.volume import Volume
-from medseg.project import UserError, atomic_file
+from medseg.project import UserError, atomic_file, progress
 
 LEVEL = 2
 """igzip's level: about the size of zlib's default, many times faster."""
 
+ROUNDED = 1e-3
+"""How far a label may be from a whole number, which it then is."""
+
+CHUNK = 1 << 22
+"""Bytes that are decompressed at once."""
+
 _DAMAGED: tuple[type[Exception], ...] = (  # type: ignore[assignment]
-    ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error,
-    igzip_lib.IsalError,  # a class, whatever its stub says
+    EOFError, BadGzipFile, zlib.error, igzip_lib.IsalError,  # a class, whatever its stub says
 )  # fmt: skip
 
 
 def read_nifti(path: str | Path) -> Volume:
-    """Reads a NIfTI file.
+    """Reads a NIfTI file, all of it: a damaged one gives no volume.
+
+    Which of a header's answers decides where the voxels lie, :func:`parse_header` says; where they
+    differ, the stage's log says so.
 
     Args:
         path: A ``.nii`` or ``.nii.gz`` file with three dimensions, or four with channels last.
+            A ``.nii.gz`` that is not compressed is read too.
 
     Returns:
         The volume; values are scaled where the header says so, integers stay integers otherwise.
 
     Raises:
-        UserError: The file is missing, damaged, has other dimensions, or holds no plain numbers
-            (colours, complex values).
+        UserError: The file is missing; it is damaged (its checksum is wrong, it ends early, or
+            more follows than its header says); its header is unusable; it holds no plain numbers
+            (colours, complex values), or some that are not finite.
     """
     path = Path(path)
-    with _opened(path) as image:
-        kind = image.get_data_dtype()
-        if kind.kind not in "iuf" or kind.itemsize > 8:
-            raise UserError(
-                f"{path} holds values of the type {kind}: a volume needs one real number a voxel."
-            )
-        array = np.asanyarray(image.dataobj)
-        affine = _affine(image)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise UserError(f"{path} has shape {array.shape}: a volume needs 3 dimensions.")
-    return Volume(array, affine, path.name)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An open file as nibabel's image, with its voxels still to read.
-
-    The one place where a NIfTI file is opened, and where what readers raise becomes a sentence.
-    """
     if not path.is_file():
         raise UserError(f"{path} does not exist: name a NIfTI file.")
     try:
-        with igzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            size = stream.read(4)
-            stream.seek(0)
-            second = 540 in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
-            form = nibabel.Nifti2Image if second else nibabel.Nifti1Image
-            yield form.from_file_map(form.make_file_map({"image": stream}), mmap=False)
-    except _DAMAGED as error:
-        raise UserError(f"{path} cannot be read as NIfTI (damaged?): {error}.") from error
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if zipped and path.suffix.lower() != ".gz":
+                raise UserError(
+                    f"{path} cannot be read as NIfTI: it is compressed. Name it .nii.gz."
+                )
+            header, array = _content(igzip.open(file) if zipped else file, path, zipped)
+    except _DAMAGED:
+        raise _damaged(
+            path, "it does not unpack to what was packed (cut off, or altered)"
+        ) from None
+    if header.remark:
+        progress(header.remark)
+    array = array.reshape(header.shape, order="F")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    with np.errstate(all="ignore"):
+        array = apply_read_scaling(array, *header.scale)
+    _check_finite(array, path)
+    return Volume(array, header.affine, path.name)
 
 
-def _affine(image: Any) -> NDArray[np.float64]:
-    """From voxel index to millimetres in RAS: the one place that decides a file's geometry."""
-    return np.asarray(image.affine, dtype=np.float64)
+def _content(stream: Any, path: Path, zipped: bool) -> tuple[Header, NDArray[Any]]:
+    """Header and voxels of an open file, which is read to its end."""
+    block = stream.read(540)
+    header = parse_header(block, path)
+    stored = path.stat().st_size * (1100 if zipped else 1)  # deflate shrinks no further
+    if header.offset + header.size > stored:
+        raise _damaged(
+            path, f"its header announces {header.offset + header.size} bytes, it ends early"
+        )
+    stream.seek(header.offset)
+    try:
+        voxels = np.empty(header.size, np.uint8)
+    except MemoryError:
+        raise UserError(
+            f"{path} holds {header.size / 2**30:.1f} GiB of voxels, more than there is memory: "
+            "give the stage more, or crop it."
+        ) from None
+    done = 0
+    while done < header.size:
+        count = stream.readinto(voxels[done : done + CHUNK].data)
+        if not count:
+            raise _damaged(
+                path, f"its header announces {header.size} bytes of voxels, it has {done}"
+            )
+        done += count
+    if stream.read(1):  # the checksum is compared at the end of the stream
+        raise _damaged(path, f"more follows than the {header.size} bytes of voxels in its header")
+    return header, voxels.view(header.dtype)
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} cannot be read as NIfTI: {what}. Copy or export it anew.")
+
+
+def _check_finite(array: NDArray[Any], path: Path) -> None:
+    # NaN and infinity show in the extremes, which need no memory
+    if array.dtype.kind != "f" or (np.isfinite(array.min()) and np.isfinite(array.max())):
+        return
+    count = array.size - int(np.count_nonzero(np.isfinite(array)))
+    raise UserError(
+        f"{path} has {count} voxels that are not finite (NaN or infinite): replace them, for "
+        "example by the value of air."
+    )
 
 
 def read_label_map(path: str | Path) -> Volume:
@@ -92,7 +134,7 @@ def read_label_map(path: str | Path) -> Volume:
         The volume, of type uint8 (or uint16 where a value needs it).
 
     Raises:
-        UserError: As :func:`read_nifti`, or a value is no label (negative or fractional).
+        UserError: As :func:`read_nifti`, or a value is no label (see :func:`as_labels`).
     """
     volume = read_nifti(path)
     if volume.array.ndim != 3:
@@ -104,19 +146,25 @@ def as_labels(array: NDArray[Any], name: str) -> NDArray[Any]:
     """An array as label values in the smallest unsigned type (uint8, else uint16).
 
     Args:
-        array: Whole numbers of any type.
+        array: Numbers of any type; whole ones, or off by no more than 0.001, as arithmetic in
+            single precision leaves them.
         name: What to call it in a message.
 
     Raises:
         UserError: A value is negative, fractional, or above 65535.
     """
-    low, high = array.min(), array.max()
+    whole = array
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        off = np.abs(whole - array) > ROUNDED
+        if off.any():
+            raise UserError(
+                f"{name} holds fractions ({float(array[off][0]):.7g}): labels are 0, 1, 2, …"
+            )
+    low, high = whole.min(), whole.max()
     if not (low >= 0 and high <= np.iinfo(np.uint16).max):
         raise UserError(f"{name} holds values from {low} to {high}: labels are 0, 1, 2, …")
-    labels = array.astype(np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16)
-    if array.dtype.kind == "f" and not np.array_equal(labels, array):
-        raise UserError(f"{name} holds fractions: labels are 0, 1, 2, …")
-    return labels
+    return whole.astype(np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16)
 
 
 def write_nifti(array: NDArray[Any], affine: NDArray[np.float64], path: str | Path) -> Path:
@@ -144,7 +192,7 @@ def write_nifti(array: NDArray[Any], affine: NDArray[np.float64], path: str | Pa
     image.header["magic"] = b"n+1"
     image.header["vox_offset"] = 352  # the header, and four bytes that say: no extensions
     with atomic_file(path) as temporary, _named(temporary):
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             threads = min(4, os.cpu_count() or 1)
             stream = igzip_threaded.open(temporary, "wb", compresslevel=LEVEL, threads=threads)
         else:

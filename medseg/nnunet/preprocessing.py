@@ -17,6 +17,7 @@ from medseg.config import TaskConfig
 from medseg.imaging import ENDING
 from medseg.nnunet.console import bar_as_progress, quiet
 from medseg.nnunet.devices import processes
+from medseg.nnunet.ignored import ignored_as_background
 from medseg.nnunet.paths import environment
 from medseg.nnunet.plans import (
     case_settings,
@@ -214,6 +215,9 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
     folder = config.preprocessed_folder
     plans_file = plans_path(config)
     settings = {"dataset": dataset["dataset_hash"], "nnunetv2": version("nnunetv2")}
+    ignore = config.label_set.ignore
+    if ignore is not None:  # extracted by an earlier version, the fingerprint counted its voxels
+        settings["ignore"] = str(ignore)
     extracted = Manifest(folder, "fingerprint")
     # By name, not size: the user may edit plans, as nnU-Net's documentation describes.
     planned = Manifest(folder, f"plan-{config.nnunet_plans_name}")
@@ -230,7 +234,11 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
     if not extracted.is_done(fingerprint(settings)):
         progress(f"extracting the fingerprint of {len(dataset['cases'])} cases")
         try:
-            with bar_as_progress(fingerprint_extractor, "case read"), quiet():
+            with (
+                bar_as_progress(fingerprint_extractor, "case read"),
+                ignored_as_background(fingerprint_extractor, ignore),
+                quiet(),
+            ):
                 fingerprint_extractor.DatasetFingerprintExtractor(
                     config.dataset_name, processes(config)
                 ).run(overwrite_existing=True)

@@ -42,6 +42,9 @@ MINIMUM_CASES = 5
 HASHES = "hashes.json"
 """Beside the records of the raw dataset: what every case was, the refused ones too."""
 
+VALUES = "values"
+"""What a case's record calls the values that its label map holds."""
+
 
 def prepare_dataset(config: TaskConfig) -> dict[str, Any]:
     """Checks every case of ``data_dir`` and writes nnU-Net's raw dataset.
@@ -66,7 +69,8 @@ def prepare_dataset(config: TaskConfig) -> dict[str, Any]:
 
     Raises:
         UserError: ``data_dir`` is missing or empty, ``test_cases`` names an unknown case, the
-            dataset number is taken, or fewer than five cases are left.
+            dataset number is taken, fewer than five cases are left, or none of them has a voxel
+            of any label.
         CasesFailedError: More cases than ``max_failed_cases`` have no label (or no image), labels
             that the config does not declare, an image and label of different size, spacing,
             origin or direction, or intensities that are not finite.
@@ -102,6 +106,7 @@ def prepare_dataset(config: TaskConfig) -> dict[str, Any]:
             f"five-fold split needs at least {MINIMUM_CASES}: add cases"
             + (", or shorten test_cases." if config.test_cases else ".")
         )
+    _check_foreground(config, accepted)
     return _finish(config, done, accepted, hashes, channels, failures.reasons)
 
 
@@ -165,9 +170,7 @@ def _prepare_case(
     for volume in volumes:
         check_rectangular(volume)
         check_same_grid(volume, label)
-    for image in images:
-        _check_finite(image)
-    _check_values(label, values)
+    present = _check_values(label, values)
 
     targets = [
         raw / "imagesTr" / f"{case.name}_{index:04d}{ENDING}" for index in range(len(volumes))
@@ -181,7 +184,7 @@ def _prepare_case(
             write_nifti(volume.array, volume.affine, path)
     # a label edited in place must not change here
     _place_nifti(case.label, label, target, link=False)
-    Manifest(raw, f"case-{case.name}").record(inputs, [*targets, target])
+    Manifest(raw, f"case-{case.name}").record(inputs, [*targets, target], {VALUES: present})
 
 
 def _place_nifti(source: Path, volume: Volume, target: Path, *, link: bool = True) -> None:
@@ -193,11 +196,12 @@ def _place_nifti(source: Path, volume: Volume, target: Path, *, link: bool = Tru
 
 
 def _reads_alike(path: Path, volume: Volume) -> bool:
-    """Whether ITK, with which nnU-Net reads, finds the grid of a file where our reader does.
+    """Whether ITK, with which nnU-Net reads, finds in a file what our reader does, without a word.
 
-    The two differ over headers with several answers (sform, qform, units) or none; segmenting
-    reads with ours, and training must not see another spacing.
+    The two differ over headers that contradict themselves, and over labels that are nearly whole
+    numbers; segmenting reads with ours, and training must not see anything else.
     """
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's words are for its developers
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -206,31 +210,47 @@ def _reads_alike(path: Path, volume: Volume) -> bool:
         return False
     if reader.GetDimension() != 3 or reader.GetSize() != volume.shape:
         return False
+    if volume.array.dtype.kind in "iu" and reader.GetPixelID() in (
+        sitk.sitkFloat32,
+        sitk.sitkFloat64,
+    ):
+        return False
+    if reader.GetMetaData("sform_code") != "0":  # ITK says on every reading that these differ
+        rows = [reader.GetMetaData(f"srow_{axis}").split()[:3] for axis in "xyz"]
+        pixdim = [float(reader.GetMetaData(f"pixdim[{axis}]")) for axis in (1, 2, 3)]
+        if np.abs(np.linalg.norm(np.array(rows, float), axis=0) - pixdim).max() > 5e-4:
+            return False
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
     affine[:3, 3] = reader.GetOrigin()
     return same_grid(volume, Volume(volume.array, LPS_TO_RAS @ affine, volume.name))
 
 
-def _check_finite(image: Volume) -> None:
-    if image.array.dtype.kind != "f":
-        return
-    count = image.array.size - int(np.count_nonzero(np.isfinite(image.array)))
-    if count:
-        raise UserError(
-            f"image {image.name} has {count} voxels that are not finite (NaN or infinite): replace "
-            "them."
-        )
-
-
-def _check_values(label: Volume, declared: list[int]) -> None:
-    unknown = [value for value in np.unique(label.array).tolist() if value not in declared]
+def _check_values(label: Volume, declared: list[int]) -> list[int]:
+    """The values that a label map holds, all of them declared."""
+    present: list[int] = np.unique(label.array).tolist()
+    unknown = [value for value in present if value not in declared]
     if unknown:
         raise UserError(
             f"label {label.name} holds the value{'s' if len(unknown) > 1 else ''} "
             f"{_numbers(unknown)}, which the config does not declare (labels: "
             f"{_numbers(declared)}): add it to labels, or correct the file."
         )
+    return present
+
+
+def _check_foreground(config: TaskConfig, cases: Iterable[str]) -> None:
+    """Refuses a dataset of which nothing can be learnt, which nnU-Net does not foresee."""
+    structures = set(config.label_set.values) - {0, config.label_set.ignore}
+    for case in cases:
+        record = Manifest(config.raw_folder, f"case-{case}").result() or {}
+        if VALUES not in record or structures.intersection(record[VALUES]):
+            return
+    raise UserError(
+        f"data_dir {config.data_folder}: no case has a voxel of any label "
+        f"({_numbers(sorted(structures))}): check the label files, and labels in "
+        f"{config.path.name}."
+    )
 
 
 def _numbers(values: Iterable[float]) -> str:

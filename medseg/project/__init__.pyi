@@ -6,6 +6,7 @@ from .errors import explained_os_errors as explained_os_errors
 from .errors import findings as findings
 from .errors import nearest as nearest
 from .errors import type_and_place as type_and_place
+from .errors import unquoted_errors as unquoted_errors
 from .events import Event as Event
 from .events import duration as duration
 from .events import follow_events as follow_events

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -106,6 +107,30 @@ def type_and_place(error: BaseException) -> str:
     """
     *_, last = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
+
+
+def print_unquoted(error: BaseException) -> None:
+    """Prints where an error comes from and what type it has, on stderr, without its text."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    print(f"{frames}error: {type_and_place(error)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def unquoted_errors() -> Iterator[None]:
+    """Ends a program that reads DICOM without the text of an unforeseen error.
+
+    Raises:
+        UserError: As it was raised, or of an error of the volume.
+        SystemExit: With status 1, after any other error, which is told by type and place.
+    """
+    try:
+        with explained_os_errors():
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, it may quote a header
+        print_unquoted(error)
+        raise SystemExit(1) from None
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from medseg.project.errors import (
     UserError,
     explain_os_error,
     explained_os_errors,
+    print_unquoted,
     type_and_place,
 )
 from medseg.project.events import announce, current_stage, progress, telling
@@ -67,8 +67,7 @@ def stage(name: str, *, target: str = "", private: bool = False) -> Iterator[Dat
             announce("error", announced, error=type(error).__name__)
             if not private:
                 raise
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            print(f"{frames}error: {announced}", file=sys.stderr, flush=True)
+            print_unquoted(error)
             raise SystemExit(1) from None
         except BaseException as error:  # told to end
             announce("error", f"{type(error).__name__}: {error}", error=type(error).__name__)

@@ -7,18 +7,26 @@ stage I O  segments folder I of the project volume into folder O (the pipeline `
 
 import contextlib
 import importlib.util
+import logging
 import os
 import resource
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from medseg.deploy.output import reason_left
 from medseg.deploy.package import ENVIRONMENT, STACK, TASK_FILE
-from medseg.project import DataRoot, UserError, explained_os_errors, result, stage
+from medseg.project import (
+    DataRoot,
+    UserError,
+    explained_os_errors,
+    result,
+    stage,
+    type_and_place,
+    unquoted_errors,
+)
 from medseg.project.variables import EVENTS
 
 EXPORT = Path("/var/run/holoscan/export")
@@ -26,6 +34,7 @@ EXPORT = Path("/var/run/holoscan/export")
 
 def main(arguments: list[str]) -> int:
     """Runs one command; returns the exit status."""
+    logging.disable()  # MONAI Deploy's operators log what stands in the headers
     # the first process of a container ignores signals that it does not handle
     signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
     try:
@@ -44,10 +53,11 @@ def main(arguments: list[str]) -> int:
                 if os.access(path_of("HOLOSCAN_LOGS_PATH"), os.W_OK):
                     os.environ[EVENTS.name] = str(path_of("HOLOSCAN_LOGS_PATH") / "events.jsonl")
                 root = DataRoot(path_of("HOLOSCAN_WORKDIR"))
-                segment(
-                    root.path / path_of("HOLOSCAN_INPUT_PATH"),
-                    root.path / path_of("HOLOSCAN_OUTPUT_PATH"),
-                )
+                with unquoted_errors():
+                    segment(
+                        root.path / path_of("HOLOSCAN_INPUT_PATH"),
+                        root.path / path_of("HOLOSCAN_OUTPUT_PATH"),
+                    )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -100,11 +110,9 @@ def failures_in_words() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"the series cannot be chosen ({type(error).__name__} in {Path(last.filename).name}, "
-            f"line {last.lineno}): check the Rules_Text in the segmentation task file, and that "
-            "the input holds whole DICOM files."
+            f"the series cannot be chosen ({type_and_place(error)}): check the Rules_Text in the "
+            "segmentation task file, and that the input holds whole DICOM files."
         ) from error
 
 

@@ -189,6 +189,9 @@ def test_channels_belong_to_one_case(image: Path, tmp_path: Path) -> None:
         shutil.copy(image, tmp_path / f"{name}.nii.gz")
     assert [(case.name, len(case.images)) for case in find_cases(tmp_path)] == [("x", 2), ("y", 1)]
     assert [case.name for case in find_cases(tmp_path / "x_0001.nii.gz")] == ["x"]
+    (tmp_path / "x_0000.nii.gz").unlink()  # then four digits number cases
+    assert [case.name for case in find_cases(tmp_path)] == ["x_0001", "y"]
+    assert [case.name for case in find_cases(tmp_path / "x_0001.nii.gz")] == ["x_0001"]
 
 
 def test_damaged_models_are_refused(trained: TaskConfig, image: Path, tmp_path: Path) -> None:
@@ -226,7 +229,8 @@ def test_bad_input_is_named(trained: TaskConfig, image: Path, tmp_path: Path) ->
     for name in ("p_0000", "p_0001"):
         shutil.copy(image, tmp_path / "two" / f"{name}.nii.gz")
     (tmp_path / "gap").mkdir()
-    shutil.copy(image, tmp_path / "gap" / "q_0001.nii.gz")
+    for name in ("q_0000", "q_0002"):
+        shutil.copy(image, tmp_path / "gap" / f"{name}.nii.gz")
     many = trained.data_folder / "imagesTr"
     model = model_file(trained)
     out = tmp_path / "out.nii.gz"
@@ -238,7 +242,7 @@ def test_bad_input_is_named(trained: TaskConfig, image: Path, tmp_path: Path) ->
         (tmp_path / "text", out, {}, "text holds no NIfTI files .* and no DICOM"),
         (tmp_path / "text" / "notes.txt", out, {}, "neither a NIfTI file .* nor DICOM"),
         (tmp_path / "two", tmp_path / "o", {}, "p: the model needs 1 channel, but .* hold 2"),
-        (tmp_path / "gap", tmp_path / "o", {}, "q: the model needs 1 channel, but q_0001"),
+        (tmp_path / "gap", tmp_path / "o", {}, "q: the model needs 1 channel, but q_0000"),
         (many, out, {}, "is one file, but the input holds 5 cases: name a folder"),
         (image, image, {}, "is the input image itself"),
         (image, image.parent, {}, "is the input image itself"),

@@ -27,6 +27,8 @@ AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 3, -5], [0, 1.5, 0, 7], [0, 0, 0, 1]
         ("._a.nii.gz", False, "._a"),  # what macOS leaves in archives
         ("a.nrrd", False, "a.nrrd"),
         ("a.gz", False, "a.gz"),
+        ("A.v2.NII.GZ", True, "A.v2"),
+        ("a.Nii", True, "a"),
     ],
 )
 def test_names(name: str, nifti: bool, without: str) -> None:
@@ -100,12 +102,23 @@ def test_damaged_files(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (20, 20, 20), np.uint8)
     whole = write_nifti(noise, AFFINE, path).read_bytes()
     plain = gzip.decompress(whole)
-    for content in (b"", whole[:1], whole[:200], whole[: len(whole) // 2], plain, b"x" * 999):
+    for content in (b"", whole[:1], whole[:200], whole[: len(whole) // 2], b"x" * 999):
         path.write_bytes(content)
         refused(path, r"a\.nii\.gz cannot be read as NIfTI")
+    for content in (whole + b"x", whole + b"x" * 99, whole + whole, whole[:-1]):
+        path.write_bytes(content)
+        refused(path, r"a\.nii\.gz cannot be read as NIfTI")
+    path.write_bytes(whole[:-6] + b"xx" + whole[-4:])  # the checksum
+    refused(path, r"a\.nii\.gz cannot be read as NIfTI: it does not unpack to what was packed")
+    path.write_bytes(whole[:-4] + b"xxxx")  # the length
+    refused(path, r"a\.nii\.gz cannot be read as NIfTI")
+    path.write_bytes(whole + bytes(512))  # a tape's or an archive's padding, which gzip passes over
+    assert np.array_equal(read_nifti(path).array, noise)
+    path.write_bytes(plain)  # not compressed
+    assert np.array_equal(read_nifti(path).array, noise)
     path.write_bytes(whole[:100] + b"\xff\xff\xff\xff" + whole[104:])
     refused(path, r"a\.nii\.gz cannot be read as NIfTI")
-    for content in (b"", plain[:100], plain[:400], whole):
+    for content in (b"", plain[:100], plain[:400], plain[:-1], plain + b"x", whole):
         (tmp_path / "a.nii").write_bytes(content)
         refused(tmp_path / "a.nii", r"a\.nii cannot be read as NIfTI")
 
