@@ -35,6 +35,7 @@ def lifecycle_stages(
     config_file_path: str,
     shards: int,
     deidentify: bool,
+    max_failed_cases: int,
     min_new_cases: int,
     report_name: str,
 ) -> None:
@@ -45,6 +46,7 @@ def lifecycle_stages(
         config_file_path: The task's config.
         shards: Parts that are converted at the same time.
         deidentify: Name the cases by pseudonyms.
+        max_failed_cases: How many cases may fail; -1: what the config says.
         min_new_cases: New training cases that it takes to train again.
         report_name: Name of the report's folder in reports/.
     """
@@ -54,6 +56,7 @@ def lifecycle_stages(
         config_file_path=config_file_path,
         shards=shards,
         deidentify=deidentify,
+        max_failed_cases=max_failed_cases,
         **platform_arguments("dicomweb"),
     )
     decided = components.decide_retraining(
@@ -78,6 +81,7 @@ def lifecycle(
     shards: int = 1,
     deidentify: bool = False,
     min_new_cases: int = 1,
+    max_failed_cases: int = -1,
 ) -> None:
     """From DICOM to a packaged, validated model and its report.
 
@@ -90,6 +94,8 @@ def lifecycle(
         shards: Parts that are converted at the same time.
         deidentify: Name the cases by pseudonyms in place of patient identifiers.
         min_new_cases: New training cases that it takes to train again; 0 trains always.
+        max_failed_cases: How many studies may fail to convert without failing the run; -1: what the
+            config says.
     """
     failed = components.notify(
         pipeline="lifecycle", run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, last_stage="report"
@@ -100,6 +106,7 @@ def lifecycle(
             config_file_path=config_file_path,
             shards=shards,
             deidentify=deidentify,
+            max_failed_cases=max_failed_cases,
             min_new_cases=min_new_cases,
             report_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
             **platform_arguments("dicomweb", "mlflow", "mlflow_artifacts"),
