@@ -36,42 +36,7 @@ def write_threshold_model(
         labels: nnU-Net's labels: the background and two more.
         regions_class_order: Where they are regions.
     """
-    resampling = {
-        f"resampling_fn_{what}": "resample_data_or_seg_to_shape"
-        for what in ("data", "seg", "probabilities")
-    }
-    options = {
-        f"resampling_fn_{what}_kwargs": {
-            "is_seg": what == "seg",
-            "order": 1,
-            "order_z": 0,
-            "force_separate_z": None,
-        }
-        for what in ("data", "seg", "probabilities")
-    }
-    configuration = {
-        "data_identifier": "x",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [8, 24, 24],
-        "median_image_size_in_voxels": [8, 24, 20],
-        "spacing": [2.5, 0.8, 0.9],
-        "normalization_schemes": ["NoNormalization"],
-        "use_mask_for_norm": [False],
-        "architecture": {"network_class_name": "x", "arch_kwargs": {}, "_kw_requires_import": []},
-        **resampling,
-        **options,
-    }
-    plans = {
-        "dataset_name": "Dataset001_Thresholds",
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "configurations": {"3d_fullres": configuration},
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": {}},
-    }
+    plans = _plans()
     dataset: dict[str, Any] = {"labels": dict(labels), "channel_names": {"0": "CT"}}
     if regions_class_order:
         dataset["regions_class_order"] = list(regions_class_order)
@@ -99,3 +64,43 @@ def write_threshold_model(
     )
     path.write_bytes(packed.getvalue())
     return path
+
+
+def _plans() -> dict[str, Any]:
+    """nnU-Net's plans of a CT model at that spacing."""
+    resampling = {
+        f"resampling_fn_{what}": "resample_data_or_seg_to_shape"
+        for what in ("data", "seg", "probabilities")
+    }
+    options = {
+        f"resampling_fn_{what}_kwargs": {
+            "is_seg": what == "seg",
+            "order": 1,
+            "order_z": 0,
+            "force_separate_z": None,
+        }
+        for what in ("data", "seg", "probabilities")
+    }
+    configuration = {
+        "data_identifier": "x",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [8, 24, 24],
+        "median_image_size_in_voxels": [8, 24, 20],
+        "spacing": [2.5, 0.8, 0.9],
+        "normalization_schemes": ["NoNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": {"network_class_name": "x", "arch_kwargs": {}, "_kw_requires_import": []},
+        **resampling,
+        **options,
+    }
+    return {
+        "dataset_name": "Dataset001_Thresholds",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": {}},
+    }

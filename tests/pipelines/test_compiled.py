@@ -205,77 +205,86 @@ def _check(path: Path, settings: PlatformSettings) -> set[str]:
     assert {n for n in inputs if n.endswith("_secret")} == {f"{kind}_secret" for kind in wanted}
 
     for stage in stages:
-        where = f"{path.stem}: {stage.name}"
-        needs = NEEDS[stage.name]
-        asked = settings.stage(stage.name.replace("-", "_"), needs.asks)
-        container, kubernetes = stage.container, stage.kubernetes
-        resources = container.resources
-        if "--function_to_execute" in container.args:  # SIGTERM reaches Python, not a shell
-            assert "_KFP_RUNTIME=true exec python3 -m" in container.command[2], where
-        assert stage.root(container.image) == needs.image_parameter, where
-        assert stage.root(resources.resource_cpu_limit) == "cpu", where
-        assert stage.root(resources.resource_memory_limit) == "memory", where
-        assert resources.resource_cpu_request == asked.cpu_request, where
-        assert resources.resource_memory_request == asked.memory_request, where
-        assert needs.gpu == resources.HasField("accelerator"), where
-        own_test = PROJECT / f"tests/unit/components/test_{stage.name.replace('-', '_')}.py"
-        assert own_test.exists() or (stage.name in GPU) == needs.gpu, where
-        tolerations = [
-            json_format.MessageToDict(t, preserving_proto_field_name=True)
-            for t in kubernetes.tolerations
-        ]
-        if needs.gpu:
-            assert stage.root(resources.accelerator.resource_count) == "gpu_count", where
-            assert stage.root(resources.accelerator.resource_type) == "gpu_type", where
-        assert tolerations == [t.model_dump(exclude_none=True) for t in settings.tolerations], where
-
-        assert len(kubernetes.pvc_mount) == 1, where
-        assert stage.named(kubernetes.pvc_mount[0].pvc_name_parameter) == "pvc_name", where
-        assert kubernetes.pvc_mount[0].mount_path == settings.mount_path, where
-        env = {item.name: item.value for item in container.env}
-        moved = {"MEDSEG_DATA_ROOT": settings.mount_path}
-        assert env == ({} if settings.mount_path == "/mnt/Data" else moved), where
-        assert [(f.name, f.field_path) for f in kubernetes.field_path_as_env] == [
-            ("MEDSEG_RUN_ID", "metadata.labels['pipeline/runid']")
-        ], where
-        selector = kubernetes.node_selector.node_selector_json
-        assert stage.named(selector) == "node_selector", where
-
-        secrets = {
-            stage.named(secret.secret_name_parameter): {
-                item.secret_key: item.env_var for item in secret.key_to_env
-            }
-            for secret in kubernetes.secret_as_env
-        }
-        assert secrets == {f"{kind}_secret": SECRETS[kind].variables for kind in needs.secrets}, (
-            where
-        )
-        assert all(secret.optional for secret in kubernetes.secret_as_env), where
-        label = kubernetes.pod_metadata.labels.get("io.github.kfp-medseg/network")
-        assert (label == "none") != bool(needs.secrets), where
-
-        mounts = {mount.mount_path: mount for mount in kubernetes.empty_dir_mounts}
-        assert set(mounts) == {"/tmp"} | ({"/dev/shm"} if needs.shared_memory else set()), where
-        if needs.shared_memory:
-            assert mounts["/dev/shm"].medium == "Memory", where
-            assert mounts["/dev/shm"].size_limit == asked.shared_memory, where
-
-        retry = stage.spec.retry_policy
-        assert retry.max_retry_count == asked.retries, where
-        if asked.retries:
-            waits = {"30s": 30, "2m": 120}
-            assert retry.backoff_duration.seconds == waits[settings.retry_backoff], where
-        assert kubernetes.active_deadline_seconds == asked.time_limit_s, where
-        context = kubernetes.security_context
-        assert context.run_as_user == settings.security_context.run_as_user, where
-        assert context.run_as_group == settings.security_context.run_as_group, where
-        assert context.run_as_non_root is settings.security_context.run_as_non_root, where
-        assert kubernetes.image_pull_policy == settings.image_pull_policy, where
-        assert [s.secret_name for s in kubernetes.image_pull_secret] == (
-            settings.image_pull_secrets
-        ), where
-        assert stage.spec.caching_options.enable_cache is settings.caching, where
+        _check_container(stage, settings, f"{path.stem}: {stage.name}")
+        _check_pod(stage, settings, f"{path.stem}: {stage.name}")
     return {stage.name for stage in stages}
+
+
+def _check_container(stage: Stage, settings: PlatformSettings, where: str) -> None:
+    """What runs, with how much, and where its volume and nodes come from."""
+    needs = NEEDS[stage.name]
+    asked = settings.stage(stage.name.replace("-", "_"), needs.asks)
+    container, kubernetes = stage.container, stage.kubernetes
+    resources = container.resources
+    if "--function_to_execute" in container.args:  # SIGTERM reaches Python, not a shell
+        assert "_KFP_RUNTIME=true exec python3 -m" in container.command[2], where
+    assert stage.root(container.image) == needs.image_parameter, where
+    assert stage.root(resources.resource_cpu_limit) == "cpu", where
+    assert stage.root(resources.resource_memory_limit) == "memory", where
+    assert resources.resource_cpu_request == asked.cpu_request, where
+    assert resources.resource_memory_request == asked.memory_request, where
+    assert needs.gpu == resources.HasField("accelerator"), where
+    own_test = PROJECT / f"tests/unit/components/test_{stage.name.replace('-', '_')}.py"
+    assert own_test.exists() or (stage.name in GPU) == needs.gpu, where
+    tolerations = [
+        json_format.MessageToDict(t, preserving_proto_field_name=True)
+        for t in kubernetes.tolerations
+    ]
+    if needs.gpu:
+        assert stage.root(resources.accelerator.resource_count) == "gpu_count", where
+        assert stage.root(resources.accelerator.resource_type) == "gpu_type", where
+    assert tolerations == [t.model_dump(exclude_none=True) for t in settings.tolerations], where
+
+    assert len(kubernetes.pvc_mount) == 1, where
+    assert stage.named(kubernetes.pvc_mount[0].pvc_name_parameter) == "pvc_name", where
+    assert kubernetes.pvc_mount[0].mount_path == settings.mount_path, where
+    env = {item.name: item.value for item in container.env}
+    moved = {"MEDSEG_DATA_ROOT": settings.mount_path}
+    assert env == ({} if settings.mount_path == "/mnt/Data" else moved), where
+    assert [(f.name, f.field_path) for f in kubernetes.field_path_as_env] == [
+        ("MEDSEG_RUN_ID", "metadata.labels['pipeline/runid']")
+    ], where
+    selector = kubernetes.node_selector.node_selector_json
+    assert stage.named(selector) == "node_selector", where
+
+
+def _check_pod(stage: Stage, settings: PlatformSettings, where: str) -> None:
+    """Secrets, mounts, retries, time and user."""
+    needs = NEEDS[stage.name]
+    asked = settings.stage(stage.name.replace("-", "_"), needs.asks)
+    kubernetes = stage.kubernetes
+    secrets = {
+        stage.named(secret.secret_name_parameter): {
+            item.secret_key: item.env_var for item in secret.key_to_env
+        }
+        for secret in kubernetes.secret_as_env
+    }
+    assert secrets == {f"{kind}_secret": SECRETS[kind].variables for kind in needs.secrets}, where
+    assert all(secret.optional for secret in kubernetes.secret_as_env), where
+    label = kubernetes.pod_metadata.labels.get("io.github.kfp-medseg/network")
+    assert (label == "none") != bool(needs.secrets), where
+
+    mounts = {mount.mount_path: mount for mount in kubernetes.empty_dir_mounts}
+    assert set(mounts) == {"/tmp"} | ({"/dev/shm"} if needs.shared_memory else set()), where
+    if needs.shared_memory:
+        assert mounts["/dev/shm"].medium == "Memory", where
+        assert mounts["/dev/shm"].size_limit == asked.shared_memory, where
+
+    retry = stage.spec.retry_policy
+    assert retry.max_retry_count == asked.retries, where
+    if asked.retries:
+        waits = {"30s": 30, "2m": 120}
+        assert retry.backoff_duration.seconds == waits[settings.retry_backoff], where
+    assert kubernetes.active_deadline_seconds == asked.time_limit_s, where
+    context = kubernetes.security_context
+    assert context.run_as_user == settings.security_context.run_as_user, where
+    assert context.run_as_group == settings.security_context.run_as_group, where
+    assert context.run_as_non_root is settings.security_context.run_as_non_root, where
+    assert kubernetes.image_pull_policy == settings.image_pull_policy, where
+    assert [s.secret_name for s in kubernetes.image_pull_secret] == (settings.image_pull_secrets), (
+        where
+    )
+    assert stage.spec.caching_options.enable_cache is settings.caching, where
 
 
 @pytest.mark.parametrize("name", pipeline_names())
