@@ -20,7 +20,7 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from numpy.typing import NDArray
 
 from medseg.imaging import Volume, from_zyx, to_zyx
-from medseg.nnunet.plans import settings_of
+from medseg.nnunet.plans import channel_names, settings_of
 from medseg.project import UserError
 
 TILE_STEP = 0.5
@@ -87,8 +87,7 @@ class CasePredictor:
     @property
     def channels(self) -> int:
         """The number of input channels."""
-        names = self._dataset_json.get("channel_names") or self._dataset_json["modality"]
-        return len(names)
+        return len(channel_names(self._dataset_json))
 
     def segment(self, image: NDArray[Any], spacing: Sequence[float]) -> NDArray[Any]:
         """Segments one volume.

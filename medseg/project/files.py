@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import json
 import os
@@ -229,24 +228,6 @@ def remove_others(folder: Path, keep: Iterable[str]) -> None:
     for path in folder.iterdir():
         if path.is_file() and path.name not in names:
             path.unlink()
-
-
-def check_written(path: Path) -> None:
-    """Reads a gzip file to its end: ITK does not say that the disk was full.
-
-    Raises:
-        OSError: The file is cut off.
-    """
-    from isal import igzip  # only those who write images have it
-
-    try:
-        with igzip.open(path) as file:
-            if not file.read(1):  # nothing at all was written
-                raise EOFError
-            while file.read(1 << 20):
-                pass
-    except (EOFError, OSError):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
 
 
 def safe_name(text: str, *, ascii_only: bool = False) -> str:
