@@ -53,10 +53,9 @@ def web_client(url: str) -> DICOMwebClient:
         UserError: The URL carries a password, which would end in logs.
     """
     if urlsplit(url).username or urlsplit(url).password:
-        username, password, _ = SECRETS["dicomweb"].variables.values()
         raise UserError(
             f"the DICOMweb URL of {urlsplit(url).hostname} carries a user name or password: give "
-            f"them by {username} and {password} in the environment."
+            f"them by {SECRETS['dicomweb'].source}."
         )
     session = requests.Session()
     retry = Retry(
@@ -88,10 +87,9 @@ def server_errors(url: str) -> Iterator[None]:
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else "an error"
         if status in (401, 403):
-            username, password, token = SECRETS["dicomweb"].variables.values()
             advice = (
-                f"set {username} and {password}, or {token}, "
-                "to credentials that may read and write there"
+                "user name and password, or a token, that may read and write there come from "
+                f"{SECRETS['dicomweb'].source}"
             )
         elif status == 404:
             advice = "check that the URL is the DICOMweb root (Orthanc: …/dicom-web)"

@@ -122,13 +122,10 @@ def stage_access(documents: Sequence[Mapping[str, Any]]) -> dict[str, StageAcces
     for platform in platforms:
         kubernetes = platform["platforms"].get("kubernetes", {})
         for label, settings in kubernetes.get("deploymentSpec", {}).get("executors", {}).items():
-            names = {
-                secret.get("secretNameParameter", {}).get("componentInputParameter", "")
-                for secret in settings.get("secretAsEnv", ())
-            }
+            mounted = {secret["mountPath"] for secret in settings.get("secretAsVolume", ())}
             key, value = NO_NETWORK
             access[label] = StageAccess(
-                frozenset(kind for kind, row in SECRETS.items() if row.parameter in names),
+                frozenset(kind for kind, row in SECRETS.items() if row.mount_path in mounted),
                 network=settings.get("podMetadata", {}).get("labels", {}).get(key) != value,
             )
     return access

@@ -259,10 +259,11 @@ def _set_secrets(task: PipelineTask, needs: Needs, platform: dict[str, Any]) -> 
                 f"the stage {stage_name(task.component_spec)} reads the Secret {kind}: add "
                 f"{kind!r} to the argument secrets of the platform_pipeline that it stands in."
             )
-        kubernetes.use_secret_as_env(
+        # not as variables: before 2.15 KFP knows no optional ones, and a pod would wait for ever
+        kubernetes.use_secret_as_volume(
             task,
             secret_name=platform[row.parameter],
-            secret_key_to_env=row.variables,
+            mount_path=row.mount_path,
             optional=True,
         )
 

@@ -35,4 +35,5 @@ from .stages import Failures as Failures
 from .stages import stage as stage
 from .stages import this_run as this_run
 from .variables import environment as environment
+from .variables import library_secrets as library_secrets
 from .variables import secret as secret

@@ -1,8 +1,10 @@
 """The one table of what reaches a process from outside: environment variables and Secrets.
 
-Nothing else reads a Secret's variable: stages ask :func:`secret`, so that how a value arrives can
-change here alone. Today all arrive as environment variables, on a cluster out of a Kubernetes
-Secret, elsewhere from the person's own environment.
+Nothing else reads a Secret: stages ask :func:`secret`, so that how a value arrives can change here
+alone. On a cluster each kind is mounted as a folder with a file for each key; elsewhere a value is
+in the person's own environment. What other libraries want as variables is set by
+:func:`library_secrets`, no longer than they need it, so that neither the pod's description nor a
+child process holds a password.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.project.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ RUN_PID = Variable("MEDSEG_RUN_PID", "process of medseg run: when it is gone, it
 RUN_ID = Variable("MEDSEG_RUN_ID", "a cluster run's identifier: names the folder of its events")
 NAMESPACE = Variable("MEDSEG_NAMESPACE", "your namespace on the cluster")
 SETTINGS_FILE = Variable("MEDSEG_PLATFORM_FILE", "YAML file of the site's settings")
+SECRETS_FOLDER = Variable(
+    "MEDSEG_SECRETS_FOLDER",
+    "folder with a folder for each kind of Secret, which holds a file for each key",
+    "/etc/medseg/secrets",
+)
 INPUT_FORMAT = Variable("MEDSEG_INPUT_FORMAT", "what an inference image reads: dicom or nifti")
 # named by KFP and MLflow
 HOST = Variable("KF_PIPELINES_ENDPOINT", "URL of Kubeflow Pipelines' API")
@@ -53,8 +63,8 @@ class SecretKey:
 
     Attributes:
         name: Its key in the Kubernetes Secret.
-        variable: The environment variable that it arrives as. ``MLFLOW_…`` and ``AWS_…`` are read
-            by MLflow and its S3 client themselves.
+        variable: The environment variable that gives it where no file does. ``MLFLOW_…`` and
+            ``AWS_…`` are those that MLflow and its S3 client read themselves.
         hidden: Whether it is not shown while it is typed.
     """
 
@@ -91,8 +101,20 @@ class SecretKind:
 
     @property
     def variables(self) -> dict[str, str]:
-        """Its keys and the environment variables that they arrive as."""
+        """Its keys and the environment variables that give them outside a cluster."""
         return {key.name: key.variable for key in self.keys}
+
+    @property
+    def mount_path(self) -> str:
+        """Where a stage's pod has it: a folder with a file for each key."""
+        return f"{SECRETS_FOLDER.default}/{self.kind}"
+
+    @property
+    def source(self) -> str:
+        """Where its values come from, for messages."""
+        names = [key.variable for key in self.keys]
+        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        return f"the Secret that {self.parameter} names (in a local run {listed})"
 
 
 DOCKER_CONFIG = "kubernetes.io/dockerconfigjson"
@@ -151,7 +173,7 @@ SECRETS: dict[str, SecretKind] = {
 
 
 def secret(kind: str, key: str) -> str:
-    """A value of a Secret, as this process got it.
+    """A value of a Secret: what its file holds, else its variable, without newlines at the end.
 
     Args:
         kind: The kind of Secret, such as ``dicomweb``.
@@ -159,21 +181,64 @@ def secret(kind: str, key: str) -> str:
 
     Returns:
         The value; empty where it was not given, since every Secret is optional.
+
+    Raises:
+        UserError: The file cannot be read, or holds no text. No message quotes it.
     """
-    return os.environ.get(secret_variable(kind, key), "")
+    row, variable = SECRETS[kind], secret_variable(kind, key)
+    path = Path(SECRETS_FOLDER.value) / kind / key
+    remedy = f"give it anew with 'medseg secrets {kind}', or mend the file"
+    try:
+        value = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        value = ""
+    except UnicodeDecodeError:
+        raise UserError(f"the {kind} Secret: {path} is no text: {remedy}.") from None
+    except OSError as error:
+        raise UserError(
+            f"the {kind} Secret: {path} cannot be read ({error.strerror}): {remedy}."
+        ) from None
+    source = str(path)
+    if not value.strip():
+        value, source = os.environ.get(variable, ""), variable
+    value = value.rstrip("\r\n")
+    structured = row.type == DOCKER_CONFIG  # JSON, which may have lines
+    if any(not (each.isprintable() or (structured and each.isspace())) for each in value):
+        raise UserError(
+            f"the {kind} Secret: {source} holds a line break or another control character: "
+            f"{remedy}."
+        )
+    return value
 
 
 def secret_environment(kinds: Iterable[str]) -> dict[str, str]:
-    """What a process that is started here must be given to read these Secrets as this one can.
+    """The variables by which another process, or another library, reads these Secrets.
 
     Args:
         kinds: The kinds of Secret.
 
     Returns:
         Variables and their values; none for what was not given.
+
+    Raises:
+        UserError: As :func:`secret`.
     """
-    names = [key.variable for kind in kinds for key in SECRETS[kind].keys]
-    return {name: os.environ[name] for name in names if os.environ.get(name)}
+    found = {key.variable: secret(kind, key.name) for kind in kinds for key in SECRETS[kind].keys}
+    return {name: value for name, value in found.items() if value}
+
+
+@contextmanager
+def library_secrets(*kinds: str) -> Iterator[None]:
+    """Lets other libraries read Secrets by their own variables, as long as the block runs.
+
+    Args:
+        kinds: The kinds of Secret, such as ``mlflow``.
+
+    Raises:
+        UserError: As :func:`secret`.
+    """
+    with environment(**secret_environment(kinds)):
+        yield
 
 
 def secret_variable(kind: str, key: str) -> str:

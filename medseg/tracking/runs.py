@@ -6,13 +6,13 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medseg.config import TaskConfig
-from medseg.project import UserError, progress, read_json, write_json
+from medseg.project import UserError, library_secrets, progress, read_json, write_json
 from medseg.tracking.store import connect, masked, tracking_uri
 
 RETRY_AFTER = 60.0  # s between two attempts to reach a store that was away
@@ -100,10 +100,11 @@ class Tracker:
         if not now and time.monotonic() < self._next_attempt:
             return
         try:
-            self._open()
-            self._send_params()
-            self._send_values()
-            self._send_artifacts()
+            with _secrets():
+                self._open()
+                self._send_params()
+                self._send_values()
+                self._send_artifacts()
         except Exception as error:  # noqa: BLE001 - no store error may lose a training
             self._next_attempt = time.monotonic() + RETRY_AFTER
             if not self._warned:
@@ -205,7 +206,8 @@ class Tracker:
         self._flush(now=True)
         if self.run_id:
             try:
-                self._client.set_terminated(self.run_id, status)
+                with _secrets():
+                    self._client.set_terminated(self.run_id, status)
             except Exception as error:  # noqa: BLE001 - as in _flush
                 progress(f"MLflow: the run's end was not recorded ({type(error).__name__})")
         marker = _unsent(self._config)
@@ -265,6 +267,11 @@ def open_run(config: TaskConfig) -> Iterator[Tracker]:
         raise
     finally:
         tracker._close(status)
+
+
+def _secrets() -> AbstractContextManager[None]:
+    """For the time of a request, so that no worker process inherits them."""
+    return library_secrets("mlflow", "mlflow_artifacts")
 
 
 def _runs_path(config: TaskConfig) -> Path:

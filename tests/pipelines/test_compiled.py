@@ -254,13 +254,12 @@ def _check_pod(stage: Stage, settings: PlatformSettings, where: str) -> None:
     asked = settings.stage(stage.name.replace("-", "_"), needs.asks)
     kubernetes = stage.kubernetes
     secrets = {
-        stage.named(secret.secret_name_parameter): {
-            item.secret_key: item.env_var for item in secret.key_to_env
-        }
-        for secret in kubernetes.secret_as_env
+        stage.named(secret.secret_name_parameter): secret.mount_path
+        for secret in kubernetes.secret_as_volume
     }
-    assert secrets == {f"{kind}_secret": SECRETS[kind].variables for kind in needs.secrets}, where
-    assert all(secret.optional for secret in kubernetes.secret_as_env), where
+    assert secrets == {f"{kind}_secret": SECRETS[kind].mount_path for kind in needs.secrets}, where
+    assert all(secret.optional for secret in kubernetes.secret_as_volume), where
+    assert not kubernetes.secret_as_env, where  # KFP before 2.15 knows no optional ones
     label = kubernetes.pod_metadata.labels.get("io.github.kfp-medseg/network")
     assert (label == "none") != bool(needs.secrets), where
 

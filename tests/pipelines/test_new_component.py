@@ -89,6 +89,9 @@ def test_a_new_stage_is_whole_and_a_new_kind_of_secret_one_row(copy: Path) -> No
     assert "sftp" in _run(copy, *medseg, "secrets", "--help")
     read = "from medseg.project import secret; print(secret('sftp', 'password'))"
     assert _run(copy, "env", "MEDSEG_SFTP_PASSWORD=x", sys.executable, "-c", read) == "x\n"
+    (copy / "mounted" / "sftp").mkdir(parents=True)
+    (copy / "mounted" / "sftp" / "password").write_text("y\n")
+    assert _run(copy, "env", "MEDSEG_SECRETS_FOLDER=mounted", sys.executable, "-c", read) == "y\n"
 
     _run(copy, "ruff", "check", *made)
     _run(copy, "ruff", "format", "--check", *made)

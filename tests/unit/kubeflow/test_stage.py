@@ -66,11 +66,11 @@ def test_a_users_component_gets_a_gpu_and_its_secret(file: Path) -> None:
     assert container["resources"]["accelerator"]["resourceCount"]
     assert container["resources"]["resourceMemoryRequest"] == "3Gi"
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    (secret,) = executors["exec-own-stage"]["secretAsEnv"]
+    (secret,) = executors["exec-own-stage"]["secretAsVolume"]
     assert secret["secretNameParameter"] == {"componentInputParameter": "dicomweb_secret"}
-    assert {item["secretKey"] for item in secret["keyToEnv"]} == {"username", "password", "token"}
+    assert secret["mountPath"] == "/etc/medseg/secrets/dicomweb"
     assert executors["exec-own-stage"]["activeDeadlineSeconds"] == "900"
-    assert "secretAsEnv" not in executors["exec-own-container"]
+    assert "secretAsVolume" not in executors["exec-own-container"]
     parameters = read_pipeline(str(file)).parameters
     assert parameters["gpu_count"].description == "GPUs of a stage that uses one (own_stage)."
     assert parameters["dicomweb_secret"].default == "medseg-dicomweb"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from medseg.project import environment, secret, variables
+from medseg.project import UserError, environment, library_secrets, secret, variables
 from medseg.project.variables import SECRETS, Variable
 
 PROJECT = Path(__file__).parents[3]
@@ -22,6 +22,59 @@ def test_a_secret_is_asked_for_by_kind_and_key(monkeypatch: pytest.MonkeyPatch) 
     assert secret("dicomweb", "token") == "open-barley"
     with pytest.raises(KeyError):
         secret("dicomweb", "tokn")
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Secrets are mounted; no other value of them is in the environment."""
+    monkeypatch.setenv("MEDSEG_SECRETS_FOLDER", str(tmp_path))
+    for kind in SECRETS.values():
+        (tmp_path / kind.kind).mkdir()
+        for variable in kind.variables.values():
+            monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+def test_a_file_goes_over_a_variable(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSEG_DICOMWEB_TOKEN", "by variable\r\n")
+    assert secret("dicomweb", "token") == "by variable"
+    (mounted / "dicomweb" / "token").write_text("\n")  # an empty Secret, as the manifests make it
+    assert secret("dicomweb", "token") == "by variable"
+    (mounted / "dicomweb" / "token").write_text(" by fïle \n\n")
+    assert secret("dicomweb", "token") == " by fïle "
+    auths = '{\n\t"auths": {}\n}\n'
+    (mounted / "registry" / ".dockerconfigjson").write_text(auths)
+    assert secret("registry", ".dockerconfigjson") == auths.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"s3cr\xe9t", "is no text"),
+        (b"s3cret\nuser: me", "holds a line break or another control character"),
+        (b"s3cret\0", "holds a line break or another control character"),
+        (None, r"cannot be read \(Is a directory\)"),
+    ],
+)
+def test_a_file_that_holds_no_value(mounted: Path, content: bytes | None, message: str) -> None:
+    path = mounted / "mlflow" / "password"
+    path.mkdir() if content is None else path.write_bytes(content)
+    advice = "give it anew with 'medseg secrets mlflow'"
+    with pytest.raises(
+        UserError, match=f"the mlflow Secret: .*password {message}.*{advice}"
+    ) as error:
+        secret("mlflow", "password")
+    assert "s3cr" not in str(error.value)
+
+
+def test_a_library_has_its_variables_no_longer_than_it_needs_them(mounted: Path) -> None:
+    (mounted / "mlflow" / "token").write_text("open-barley\n")
+    (mounted / "mlflow_artifacts" / "access_key").write_text("key")
+    before = dict(os.environ)
+    with library_secrets("mlflow", "mlflow_artifacts"):
+        given = {"MLFLOW_TRACKING_TOKEN": "open-barley", "AWS_ACCESS_KEY_ID": "key"}
+        assert os.environ == before | given
+    assert os.environ == before
 
 
 def test_a_variable_that_is_empty_has_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
