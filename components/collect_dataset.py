@@ -24,6 +24,7 @@ def collect_dataset(
 
     from medseg.config import load_config
     from medseg.dataset import collect_dataset as collect
+    from medseg.dataset import dataset_folder
     from medseg.project import stage
 
     with stage("collect_dataset", target=output_folder or config_file_path, private=True) as root:
@@ -31,3 +32,4 @@ def collect_dataset(
         summary = collect(root, output_folder, config=config)
         Path(quality.path).write_text(summary.pop("html"), encoding="utf-8")
         dataset.metadata.update(summary["metadata"])
+        dataset.uri = root.address(dataset_folder(root, output_folder, config))

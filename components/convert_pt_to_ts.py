@@ -23,4 +23,5 @@ def convert_pt_to_ts(config_file_path: str, model: Output[Model], fold: int = -1
 
     with fold_stage("convert_pt_to_ts", config_file_path, fold) as config:
         model.metadata.update(convert(config))
+        model.uri = config.root.address(model_file(config))
         result("packaged model", model_file(config))

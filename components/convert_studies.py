@@ -29,6 +29,7 @@ def convert_studies(
             else none.
     """
     from medseg.config import load_config
+    from medseg.dataset import dataset_folder
     from medseg.dicom import convert_studies as convert_shard
     from medseg.project import stage
 
@@ -46,3 +47,4 @@ def convert_studies(
             max_failed_cases=None if max_failed_cases < 0 else max_failed_cases,
         )
         nifti.metadata.update(done.counts)
+        nifti.uri = root.address(dataset_folder(root, output_folder, config))

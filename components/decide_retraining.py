@@ -24,8 +24,10 @@ def decide_retraining(
     from medseg.project import stage
 
     with stage("decide_retraining", target=config_file_path) as root:
-        decision = decide(load_config(config_file_path, root), min_new_cases)
+        config = load_config(config_file_path, root)
+        decision = decide(config, min_new_cases)
         for name in ("new_cases", "known_cases", "min_new_cases", "retrain"):
             numbers.log_metric(name, int(decision[name]))
         numbers.metadata["reason"] = decision["reason"]
+        numbers.uri = root.address(config.data_folder)
         return [config_file_path] if decision["retrain"] else []

@@ -35,3 +35,4 @@ def nifti_to_dicom(
             root, input_folder, output, config=config, modality=modality, deidentify=deidentify
         )
         dicom.metadata.update(done.counts)
+        dicom.uri = root.address(output)

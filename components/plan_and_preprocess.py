@@ -22,4 +22,5 @@ def plan_and_preprocess(config_file_path: str, preprocessed: Output[Dataset]) ->
     with stage("plan_and_preprocess", target=config_file_path) as root:
         made = preprocess(load_config(config_file_path, root))
         preprocessed.metadata.update(asdict(made))
+        preprocessed.uri = root.address(made.preprocessed_folder)
         result("preprocessed", root.resolve(made.preprocessed_folder))

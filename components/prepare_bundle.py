@@ -20,4 +20,5 @@ def prepare_bundle(config_file_path: str, bundle: Output[Artifact]) -> None:
     with stage("prepare_bundle", target=config_file_path) as root:
         folder = prepare(load_config(config_file_path, root))
         bundle.metadata["path"] = root.relative(folder)
+        bundle.uri = root.address(folder)
         result("bundle", folder)

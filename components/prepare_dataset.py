@@ -18,4 +18,6 @@ def prepare_dataset(config_file_path: str, dataset: Output[Dataset]) -> None:
     from medseg.project import stage
 
     with stage("prepare_dataset", target=config_file_path) as root:
-        dataset.metadata.update(prepare(load_config(config_file_path, root)))
+        config = load_config(config_file_path, root)
+        dataset.metadata.update(prepare(config))
+        dataset.uri = root.address(config.raw_folder)

@@ -22,7 +22,7 @@ def promote(
     """
     from pathlib import Path
 
-    from medseg.bundle import present_model
+    from medseg.bundle import present_model, promotions_file
     from medseg.config import load_config
     from medseg.evaluation import describe_promotion, promotion_measures
     from medseg.evaluation import promote as judge
@@ -34,4 +34,6 @@ def promote(
         for name, value in promotion_measures(judgement).items():
             metrics.log_metric(name, value)
         Path(decision.path).write_text(describe_promotion(judgement), encoding="utf-8")
+        metrics.uri = root.address(promotions_file(config))
+        model.uri = root.address(present_model(config))
         model.metadata["path"] = root.relative(present_model(config))

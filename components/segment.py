@@ -35,5 +35,6 @@ def segment(
             output_format=output_format,
             test_time_augmentation=test_time_augmentation,
         )
+        segmentations.uri = root.address(output)
         segmentations.metadata["files"] = len(paths)
         result("segmentations", root.resolve(output))

@@ -22,5 +22,7 @@ def test_model(config_file_path: str, metrics: Output[Metrics], fold: int = -1) 
         summary = evaluate_test_cases(config)
         for name, value in flat_means(summary).items():
             metrics.log_metric(name, value)
+        path = config.fold_folder() / "test" / "summary.json"
+        metrics.uri = config.root.address(path)
         if summary:
-            result("test", config.fold_folder() / "test" / "summary.json")
+            result("test", path)

@@ -30,4 +30,5 @@ def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1) -> No
         for name, value in train_fold(config).measures.items():
             metrics.log_metric(name, value)
         export_checkpoint(config)
+        metrics.uri = config.root.address(config.fold_folder())
         result("training", config.fold_folder())

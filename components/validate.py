@@ -23,4 +23,6 @@ def validate(config_file_path: str, metrics: Output[Metrics], fold: int = -1) ->
         predict_validation(config)
         for name, value in flat_means(evaluate(config)).items():
             metrics.log_metric(name, value)
-        result("validation", config.fold_folder() / "validation" / "summary.json")
+        path = config.fold_folder() / "validation" / "summary.json"
+        metrics.uri = config.root.address(path)
+        result("validation", path)

@@ -1,6 +1,7 @@
 """Pipeline ``dicom_to_nifti``."""
 
 from kfp import dsl
+from kfp.dsl.pipeline_task import PipelineTask
 
 from medseg import components
 from medseg.kubeflow import platform_arguments, platform_pipeline
@@ -35,6 +36,45 @@ def convert_shard(
     )
 
 
+def convert(
+    studies: str,
+    output_folder: str,
+    config_file_path: str,
+    shards: int,
+    deidentify: bool,
+    max_failed_cases: int,
+) -> PipelineTask:
+    """Adds the stages to the pipeline under construction; returns the last one.
+
+    Args:
+        studies: DICOMweb URL or file:///folder.
+        output_folder: Folder of the NIfTI dataset.
+        config_file_path: The task's config.
+        shards: Parts that are converted at the same time.
+        deidentify: Name the cases by pseudonyms.
+        max_failed_cases: How many cases may fail; -1: what the config says, else none.
+    """
+    listed = components.list_studies(
+        studies=studies,
+        output_folder=output_folder,
+        config_file_path=config_file_path,
+        shards=shards,
+    )
+    with dsl.ParallelFor(listed.output, name="convert") as shard:
+        converted = convert_shard(
+            studies=studies,
+            shard=shard,
+            output_folder=output_folder,
+            config_file_path=config_file_path,
+            deidentify=deidentify,
+            max_failed_cases=max_failed_cases,
+            **platform_arguments("dicomweb"),
+        )
+    return components.collect_dataset(
+        output_folder=output_folder, config_file_path=config_file_path
+    ).after(converted)
+
+
 @platform_pipeline(
     name="medseg-dicom-to-nifti", display_name="DICOM to NIfTI", secrets=("dicomweb",)
 )
@@ -58,22 +98,4 @@ def dicom_to_nifti(
         max_failed_cases: How many cases may fail without failing the run; -1: what the config says,
             else none.
     """
-    listed = components.list_studies(
-        studies=studies,
-        output_folder=output_folder,
-        config_file_path=config_file_path,
-        shards=shards,
-    )
-    with dsl.ParallelFor(listed.output) as shard:
-        converted = convert_shard(
-            studies=studies,
-            shard=shard,
-            output_folder=output_folder,
-            config_file_path=config_file_path,
-            deidentify=deidentify,
-            max_failed_cases=max_failed_cases,
-            **platform_arguments("dicomweb"),
-        )
-    components.collect_dataset(
-        output_folder=output_folder, config_file_path=config_file_path
-    ).after(converted)
+    convert(studies, output_folder, config_file_path, shards, deidentify, max_failed_cases)

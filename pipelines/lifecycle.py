@@ -4,8 +4,8 @@ from kfp import dsl
 
 from medseg import components
 from medseg.kubeflow import platform_arguments, platform_pipeline
-from medseg.pipelines.dicom_to_nifti import dicom_to_nifti
-from medseg.pipelines.plan_and_preprocess import plan_and_preprocess
+from medseg.pipelines.dicom_to_nifti import convert
+from medseg.pipelines.plan_and_preprocess import plan
 
 
 @platform_pipeline(
@@ -18,7 +18,7 @@ def retrain(config_file_path: str) -> None:
     Args:
         config_file_path: The task's config.
     """
-    planned = plan_and_preprocess(config_file_path=config_file_path, **platform_arguments())
+    planned = plan(config_file_path)
     trained = components.train(config_file_path=config_file_path).after(planned)
     validated = components.validate(config_file_path=config_file_path).after(trained)
     packaged = components.convert_pt_to_ts(config_file_path=config_file_path).after(validated)
@@ -50,20 +50,12 @@ def lifecycle_stages(
         min_new_cases: New training cases that it takes to train again.
         report_name: Name of the report's folder in reports/.
     """
-    converted = dicom_to_nifti(
-        studies=studies,
-        output_folder="",
-        config_file_path=config_file_path,
-        shards=shards,
-        deidentify=deidentify,
-        max_failed_cases=max_failed_cases,
-        **platform_arguments("dicomweb"),
-    )
+    converted = convert(studies, "", config_file_path, shards, deidentify, max_failed_cases)
     decided = components.decide_retraining(
         config_file_path=config_file_path, min_new_cases=min_new_cases
     ).after(converted)
     # a loop over one config or none, since KFP cannot mount a claim by parameter inside dsl.If
-    with dsl.ParallelFor(decided.outputs["Output"]) as config:
+    with dsl.ParallelFor(decided.outputs["Output"], name="retrain") as config:
         retrained = retrain(
             config_file_path=config, **platform_arguments("mlflow", "mlflow_artifacts")
         )
@@ -100,7 +92,7 @@ def lifecycle(
     failed = components.notify(
         pipeline="lifecycle", run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, last_stage="report"
     )
-    with dsl.ExitHandler(failed):
+    with dsl.ExitHandler(failed, name="stages"):
         lifecycle_stages(
             studies=studies,
             config_file_path=config_file_path,

@@ -1,7 +1,20 @@
 """Pipeline ``plan_and_preprocess``."""
 
+from kfp.dsl.pipeline_task import PipelineTask
+
 from medseg import components
 from medseg.kubeflow import platform_pipeline
+
+
+def plan(config_file_path: str) -> PipelineTask:
+    """Adds the stages to the pipeline under construction; returns the last one.
+
+    Args:
+        config_file_path: The task's config.
+    """
+    prepared = components.prepare_dataset(config_file_path=config_file_path)
+    planned = components.plan_and_preprocess(config_file_path=config_file_path).after(prepared)
+    return components.prepare_bundle(config_file_path=config_file_path).after(planned)
 
 
 @platform_pipeline(name="medseg-plan-and-preprocess", display_name="Plan and preprocess")
@@ -11,6 +24,4 @@ def plan_and_preprocess(config_file_path: str) -> None:
     Args:
         config_file_path: The task's config.
     """
-    prepared = components.prepare_dataset(config_file_path=config_file_path)
-    planned = components.plan_and_preprocess(config_file_path=config_file_path).after(prepared)
-    components.prepare_bundle(config_file_path=config_file_path).after(planned)
+    plan(config_file_path)

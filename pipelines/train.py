@@ -25,7 +25,7 @@ def train_folds(config_file_path: str, folds: list[int]) -> None:
         config_file_path: The task's config.
         folds: Folds to train; -1: the one that the config names.
     """
-    with dsl.ParallelFor(folds) as fold:
+    with dsl.ParallelFor(folds, name="fold") as fold:
         train_fold(
             config_file_path=config_file_path,
             fold=fold,
@@ -49,9 +49,9 @@ def train(config_file_path: str, folds: list[int] = [-1]) -> None:  # noqa: B006
         last_stage="train",
         folds=folds,
     )
-    # a pipeline of its own, as KFP 2.14 fails on a loop directly inside the handler
-    # (kubeflow/pipelines#12390)
-    with dsl.ExitHandler(failed):
+    # a pipeline of its own, as KFP's compiler up to 2.14 loses the list of a loop that stands
+    # directly in the handler (kubeflow/pipelines#12390)
+    with dsl.ExitHandler(failed, name="folds"):
         train_folds(
             config_file_path=config_file_path,
             folds=folds,

@@ -14,6 +14,7 @@ from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.pipeline_task import PipelineTask
 from kfp.dsl.structures import ComponentSpec, ResourceSpec
 
+from medseg.kubeflow.nesting import merge_wrappers
 from medseg.kubeflow.settings import PlatformSettings, StageSettings, load_settings
 from medseg.kubeflow.stage import Needs, needs_of, secret_kinds, stage_name
 from medseg.project import MOUNT_PATH, UserError, variables
@@ -98,6 +99,7 @@ def platform_pipeline(
         lines = (f"    {item.name}: {description(item.name)}\n" for item in extra)
         body.__doc__ = f"{doc.rstrip()}\n{''.join(lines)}"
         pipeline = dsl.pipeline(name=name, display_name=display_name or None)(body)
+        merge_wrappers(pipeline.component_spec.implementation.graph)
         _note_gpu_stages(pipeline.component_spec, tuple(gpu_stages))
         return pipeline
 

@@ -87,3 +87,20 @@ class DataRoot:
     def relative(self, path: str | Path) -> str:
         """``path`` relative to the root, with forward slashes: the form that parameters carry."""
         return Path(path).resolve().relative_to(self.path).as_posix()
+
+    def address(self, place: str | Path) -> str:
+        """The URI of an artifact that lies on the volume: ``file:///mnt/Data/…``.
+
+        KFP gives each artifact an address in its own object store, where one without a file has
+        nothing; this one may be pasted into a parameter.
+
+        Args:
+            place: A path, here or from a parameter. A URL is an address already.
+
+        Raises:
+            UserError: The path is empty, or leaves the root.
+        """
+        text = str(place)
+        if "://" in text and not text.startswith("file://"):
+            return text
+        return (MOUNT_PATH / self.relative(self.resolve(text.removeprefix("file://")))).as_uri()
