@@ -113,6 +113,9 @@ class TaskConfig(_Strict):
     )
     initial_lr: float = Field(1e-2, gt=0, description="learning rate of the first epoch")
     save_every: int = Field(50, ge=1, description="epochs between two checkpoints")
+    checkpoint_minutes: float = Field(
+        10, gt=0, description="minutes of training that may be lost when its pod ends"
+    )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="arithmetic on a CPU; auto: bfloat16 where it has units for it"
     )

@@ -34,7 +34,7 @@ from medseg.project import (
 _NOT_TRAINED = {
     *("data_dir", "output_data_dir", "nnunet_root_dir", "bundle_config"),
     *("concat_modalities_flag", "label_dict", "max_failed_cases", "save_every", "device"),
-    *("num_processes", "continue_training", "run_validation_only"),
+    *("checkpoint_minutes", "num_processes", "continue_training", "run_validation_only"),
 }
 """Fields of the config that say where and how, but not what is trained; the content of ``data_dir``
 counts case by case."""

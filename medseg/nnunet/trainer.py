@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import pkgutil
 import random
 import time
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 
 from medseg.config import TaskConfig
-from medseg.nnunet.checkpoints import LATEST, safe_types
+from medseg.nnunet.checkpoints import FINAL, LATEST, safe_types
 from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
+from medseg.nnunet.keeping import StateKeeper
 from medseg.nnunet.plans import read_plans
 from medseg.project import UserError, atomic_file, nearest
 
@@ -53,11 +53,13 @@ class ExtendedTraining:
             worker processes take their own seeds from the system).
         bfloat16: Whether the network computes in bfloat16 on the CPU.
         after_epoch: Called with the number of each finished epoch, from 0.
+        keeper: Has the state after the last finished epoch.
     """
 
     seed: int = 0
     bfloat16: bool = False
     after_epoch: Callable[[int], None] = staticmethod(lambda _epoch: None)
+    keeper: StateKeeper
     # nnU-Net's own
     fold: int | str
     current_epoch: int
@@ -70,14 +72,21 @@ class ExtendedTraining:
     label_manager: Any
     logger: Any
     network: Any
+    optimizer: Any
+    grad_scaler: Any
+    my_init_kwargs: dict[str, Any]
+    inference_allowed_mirroring_axes: Any
+    disable_checkpointing: bool
+    _best_ema: float | None
 
     _logs = False
     _log_lines: tuple[tuple[Any, ...], ...] = ()  # what came before the log
     _runs = False
     _pause_at = -1
     _plotted = 0.0
-    _completed: bytes | None = None  # the checkpoint of the last finished epoch, if not on disk
     _saved_epoch: int = -1
+    _epoch_began = 0.0
+    _to_keep = False  # the present state is that after the last finished epoch, and not yet kept
 
     def begin_log(self) -> None:
         """Lets the log file begin: nnU-Net makes one for every trainer, even for one not used."""
@@ -130,6 +139,7 @@ class ExtendedTraining:
             weights: As :meth:`weights` gives them.
         """
         self._plain_network().load_state_dict(weights)
+        self._to_keep = True
         self._keep()
 
     def _plain_network(self) -> torch.nn.Module:
@@ -137,12 +147,24 @@ class ExtendedTraining:
         return network
 
     def _keep(self) -> None:
-        """Keeps the present state as that after the last finished epoch."""
-        buffer = io.BytesIO()
-        self.current_epoch -= 1  # nnU-Net saves the number of the epoch to come
-        super().save_checkpoint(buffer)  # type: ignore[misc]
-        self.current_epoch += 1
-        self._completed = buffer.getvalue() or None  # nothing where checkpoints are switched off
+        if not self.disable_checkpointing:
+            self.keeper.keep(self.state())
+        self._to_keep = False
+
+    def state(self) -> dict[str, Any]:
+        """What nnU-Net saves, of the present state; its tensors are the trainer's own."""
+        scaler = self.grad_scaler
+        return {
+            "network_weights": self._plain_network().state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": scaler.state_dict() if scaler is not None else None,
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+        }
 
     def save_completed(self, name: str = LATEST) -> None:
         """Saves the state after the last finished epoch, unless it is on the disk.
@@ -153,10 +175,9 @@ class ExtendedTraining:
         Args:
             name: The checkpoint's name.
         """
-        if self._completed is not None:
-            with atomic_file(Path(self.output_folder) / name) as temporary:
-                temporary.write_bytes(self._completed)
-            self._completed = None
+        if self._to_keep:  # it was told to end while it was being kept
+            self._keep()
+        self.keeper.save(Path(self.output_folder) / name)
 
     def close(self) -> None:
         """Ends the augmentation's worker processes, which nnU-Net does only after success."""
@@ -193,9 +214,11 @@ class ExtendedTraining:
         if not self._runs:
             super().on_train_start()  # type: ignore[misc]
             self._runs = True
+            self.keeper.begin()
 
     def on_epoch_start(self) -> None:
         """Seeds the epoch."""
+        self._epoch_began = time.monotonic()
         seed_all(self.seed + self.current_epoch)
         super().on_epoch_start()  # type: ignore[misc]
 
@@ -203,23 +226,25 @@ class ExtendedTraining:
         """Keeps the state of the finished epoch, reports it, and pauses where it is time."""
         epoch = self.current_epoch
         super().on_epoch_end()  # type: ignore[misc]
-        self._completed = None
-        if self._saved_epoch != epoch:
+        self._to_keep = self._saved_epoch != epoch
+        if self._to_keep:
             self._keep()
+        pauses = self.current_epoch == self._pause_at
+        if not pauses:  # else it is saved now
+            self.keeper.write_if_due(time.monotonic() - self._epoch_began)
         self.after_epoch(epoch)
-        if self.current_epoch == self._pause_at < self.num_epochs:
+        if pauses and self.current_epoch < self.num_epochs:
             raise _Pause
-
-    def on_train_end(self) -> None:
-        """Saves the final checkpoint."""
-        super().on_train_end()  # type: ignore[misc]
-        self._completed = None
 
     def save_checkpoint(self, filename: str) -> None:
         """Saves a checkpoint, all of it or nothing."""
-        with atomic_file(Path(filename)) as temporary:
+        path = Path(filename)
+        if path.name in (LATEST, FINAL):  # what is being written is older, and must not come after
+            self.keeper.settle()
+        with atomic_file(path) as temporary:
             super().save_checkpoint(str(temporary))  # type: ignore[misc]
         self._saved_epoch = self.current_epoch
+        self.keeper.saved()
 
 
 def make_trainer(config: TaskConfig) -> ExtendedTraining:
@@ -253,6 +278,9 @@ def make_trainer(config: TaskConfig) -> ExtendedTraining:
             device=device,
         )
     trainer.plot_seldom()
+    trainer.keeper = StateKeeper(
+        Path(trainer.output_folder) / LATEST, 60 * config.checkpoint_minutes
+    )
     trainer.seed = config.seed
     trainer.bfloat16 = choose_bfloat16(config.precision, device.type)
     for field, attribute in CONFIG_FIELDS.items():

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 
 from medseg.config import TaskConfig
-from medseg.nnunet.checkpoints import FINAL, LATEST, load_checkpoint
+from medseg.nnunet.checkpoints import BEST, FINAL, LATEST, load_checkpoint
 from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import augmentation_processes, threads
 from medseg.nnunet.history import History, describe
@@ -25,6 +25,7 @@ from medseg.nnunet.resume import decide, preprocessed_cases, require_final, writ
 from medseg.nnunet.trainer import make_trainer
 from medseg.nnunet.workers import forked_workers_end_with_us
 from medseg.project import Manifest, UserError, fingerprint, lock, progress, write_text
+from medseg.project.files import remove_stale
 from medseg.tracking import Tracker, is_behind, masked, open_run
 
 
@@ -79,7 +80,11 @@ def train(config: TaskConfig) -> TrainingResult:
 
     * Dataset, split or plans have changed: it starts anew.
     * The training was interrupted: it goes on from its newest checkpoint. After SIGTERM that is
-      the last finished epoch; after SIGKILL or a crash, the last one saved (``save_every``).
+      the last finished epoch where the process has time to write it: in a local run, also in
+      containers, it has. After SIGKILL or a crash, and on a cluster, whose pods have less than a
+      second, it may be older, by no more than ``checkpoint_minutes`` of training (as far as an
+      epoch is shorter): states are written beside the training, see
+      :class:`~medseg.nnunet.keeping.StateKeeper`.
     * It was finished with the same settings: nothing is done.
     * Settings have changed, ``continue_training: true``: an interrupted training goes on with the
       new ones; a finished one goes on where ``num_epochs`` was raised, else it is kept as it is.
@@ -116,8 +121,9 @@ class TrainingSession:
     What happens to a fold that has been trained before is what :func:`train` does to it: sessions
     of some epochs each, one after the other, are one training of all these epochs. The session
     holds the fold's lock and its MLflow run. However it ends, the training goes on after its last
-    finished epoch (after SIGKILL: where the last :meth:`train` returned, or at ``save_every``). An
-    error inside :meth:`train` closes the session.
+    finished epoch; where the process is killed, no earlier than where the last :meth:`train`
+    returned, and ``checkpoint_minutes`` before the kill. An error inside :meth:`train` closes the
+    session.
 
     Attributes:
         finished: Whether all of the config's ``num_epochs`` are trained. The session of a fold
@@ -302,6 +308,8 @@ class TrainingSession:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tracker = self._stack.enter_context(open_run(config))
         self._record.forget()
+        for name in (LATEST, BEST, FINAL):
+            remove_stale(self._folder / name)  # of a training that was killed
         self._changed = True
         cases = preprocessed_cases(config, data.dataset_hash)
         write_record(config, {**record, "cases": cases})
@@ -402,6 +410,12 @@ class TrainingSession:
             if self._tracker is not None:
                 _log(history, self._tracker, epoch)
             progress(describe(history, planned, self._start), epoch + 1, planned)
+            problem = self._trainer.keeper.problem()
+            if problem:
+                progress(
+                    f"the checkpoint could not be written ({problem}); the training goes on, and "
+                    "it is tried again after every epoch"
+                )
 
     def _parameters(self) -> dict[str, Any]:
         trainer, data = self._trainer, self._data

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -192,23 +194,38 @@ def test_nnunets_own_command_predicts_with_the_folder(trained: Trained, tmp_path
 # --- kills ---
 
 
-def test_sigkill_then_the_same_command(own_root: Path) -> None:
-    config = write_config(own_root, configuration="tiny", num_epochs=4, save_every=1)
+def finished(config: TaskConfig) -> int:
+    """Epochs of the newest state on the disk; those that are there are whole."""
+    files = config.fold_folder().glob("checkpoint_*.pth")
+    return max(int(load_checkpoint(path)["current_epoch"]) for path in files)
+
+
+def test_kills_then_the_same_command(own_root: Path) -> None:
+    config = write_config(own_root, configuration="tiny", num_epochs=6, checkpoint_minutes=1e-6)
     process = run_stage(config, "train")
-    read_until(process, "epoch 2:")
+    read_until(process, "epoch 3:")  # while it was trained, the second was written
+    process.send_signal(signal.SIGTERM)  # as a pod ends
+    time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    folder = config.fold_folder()
-    assert not (folder / "checkpoint_final.pth").exists()
-    before = json.loads((folder / ".medseg" / "mlflow.json").read_text())
+    assert finished(config) >= 2
+    before = json.loads((config.fold_folder() / ".medseg" / "mlflow.json").read_text())
+
+    process = run_stage(config, "train")
+    read_until(process, "epoch 5:")
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert finished(config) >= 4
 
     result = train(config)
     assert list(before.values()) == [result.run_id]
-    assert result.epochs == 4
-    assert len(losses(config)) == 4
+    assert result.epochs == 6
+    assert len(losses(config)) == 6
     for key in ("train_loss", "Dice_Anterior", "lr"):
         steps = [step for step, _ in curve(config, result.run_id, key)]
-        assert steps == [0, 1, 2, 3], key
+        assert steps == [0, 1, 2, 3, 4, 5], key
+    assert not list(config.fold_folder().glob(".partial-*"))  # what the kills cut off
 
 
 def test_sigterm_keeps_the_finished_epochs(own_root: Path, trained: Trained) -> None:
