@@ -85,7 +85,8 @@ def _platform(found: list[CompiledPipeline]) -> list[str]:
     common: dict[str, Parameter] = {}
     for pipeline in found:
         common |= {p.name: p for p in pipeline.parameters.values() if _is_common(p)}
-    common["gpu_count"] = replace(common["gpu_count"], description=description("gpu_count"))
+    if "gpu_count" in common:
+        common["gpu_count"] = replace(common["gpu_count"], description=description("gpu_count"))
     names = (*PLATFORM_PARAMETERS, *(row.parameter for row in SECRETS.values()))
     rows = [_row(common[name]) for name in names if name in common]
     return ["### Parameters of the platform", "", *_PARAMETERS, *rows]

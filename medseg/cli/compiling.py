@@ -51,7 +51,9 @@ def _check_stages() -> None:
                 f"the platform settings name no stage: {name!r}{hint(name, components.__all__)}."
             )
     for name in components.__all__:
-        settings.stage(name, needs_of(getattr(components, name).component_spec).asks)
+        needs = needs_of(getattr(components, name).component_spec)
+        settings.stage(name, needs.asks)
+        settings.check_mounts(name, needs.secrets)
 
 
 def write_secret_manifests(folder: Path) -> None:

@@ -9,7 +9,13 @@ import click
 
 from medseg import __version__
 from medseg.cli import cluster, deploy
-from medseg.project import UserError, explained_os_errors, unquoted_errors, variables
+from medseg.project import (
+    UserError,
+    explained_os_errors,
+    own_authorities,
+    unquoted_errors,
+    variables,
+)
 
 
 class _Commands(click.Group):
@@ -17,7 +23,7 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with explained_os_errors():
+            with explained_os_errors(), own_authorities():
                 return super().invoke(ctx)
         except UserError as error:
             click.echo(f"error: {error}", err=True)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from medseg.project import UserError, secret
+from medseg.project import UserError, certificate_error, secret
 
 _HOST = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::\d{1,5})?)"
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -194,10 +194,12 @@ def explain(text: str, name: ImageName) -> UserError:
             f"the registry {name.registry} denies access to {name.path}: check the credentials in "
             "the Secret that registry_secret names (or docker login), and that they may push there."
         )
-    if re.search(r"HTTP response to HTTPS client|x509|certificate", text):
+    if explained := certificate_error(text, f"https://{name.registry}"):
+        return explained
+    if "HTTP response to HTTPS client" in text:
         return UserError(
-            f"the registry {name.registry} has no certificate that this machine trusts: add its "
-            "authority, or set insecure_registry for one on your own network."
+            f"the registry {name.registry} speaks no TLS: set insecure_registry for one on your "
+            "own network."
         )
     if re.search(
         r"refused|no such host|timeout|unreachable|dial tcp|lookup |reset by peer|EOF", text

@@ -11,7 +11,7 @@ from dicomweb_client.web import DICOMwebClient
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from medseg.project import UserError, secret
+from medseg.project import UserError, certificate_error, secret
 from medseg.project.variables import SECRETS
 
 
@@ -59,7 +59,11 @@ def web_client(url: str) -> DICOMwebClient:
         )
     session = requests.Session()
     retry = Retry(
-        total=4, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None
+        total=4,
+        other=0,  # a certificate that is not trusted now will not be later
+        backoff_factor=0.5,
+        status_forcelist=(429, 502, 503, 504),
+        allowed_methods=None,
     )
     session.mount("http://", HTTPAdapter(max_retries=retry))
     session.mount("https://", HTTPAdapter(max_retries=retry))
@@ -97,6 +101,8 @@ def server_errors(url: str) -> Iterator[None]:
             advice = "look into the server's log"
         raise UserError(f"the DICOMweb server {url} answered {status}: {advice}.") from None
     except requests.RequestException as error:
+        if explained := certificate_error(error, url):
+            raise explained from None
         raise UserError(
             f"the DICOMweb server {url} cannot be reached ({type(error).__name__}): "
             "check the URL and the network."

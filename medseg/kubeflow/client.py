@@ -324,9 +324,8 @@ class Cluster:
         self, pipeline: CompiledPipeline, arguments: dict[str, Any], note: Note
     ) -> dict[str, Any]:
         checked = pipeline.arguments(arguments)
-        if "pvc_name" in pipeline.parameters:
-            claim = checked.get("pvc_name", pipeline.parameters["pvc_name"].default)
-            problem = claim_exists(str(claim), self.namespace)
+        if claim := pipeline.claim(checked):
+            problem = claim_exists(claim, self.namespace)
             if problem:
                 note(f"not checked whether the claim {claim} exists: {problem}.")
         return checked

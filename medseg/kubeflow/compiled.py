@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -17,9 +17,11 @@ from medseg.kubeflow.settings import (
     REQUESTS,
     PlatformSettings,
     is_more,
+    one_volume_twice,
     suits,
 )
 from medseg.project import UserError, nearest
+from medseg.project.variables import RUN_ID
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
@@ -106,6 +108,8 @@ class CompiledPipeline:
         description: What it does.
         parameters: Its inputs by name: required ones, optional ones, the platform's.
         stages: Names of all components in it.
+        mounts: What each stage mounts: name or, in braces, parameter of the claim, the ConfigMap
+            and the Secrets; nothing where no stage is a platform pipeline's.
         requests: The most that a stage asks for of ``cpu`` and ``memory``, with the stage.
     """
 
@@ -116,6 +120,23 @@ class CompiledPipeline:
     parameters: dict[str, Parameter]
     stages: tuple[str, ...]
     requests: dict[str, tuple[str, str]] = field(default_factory=dict)
+    mounts: tuple[tuple[str, ...], ...] = ()
+
+    def claim(self, given: Mapping[str, Any]) -> str:
+        """The claim that a run's stages mount; empty where they mount none.
+
+        Args:
+            given: The run's arguments.
+        """
+        found = ["{pvc_name}" if "{pvc_name}" in names else names[0] for names in self.mounts]
+        return self._filled(found[0], given) if found else ""
+
+    def _filled(self, name: str, given: Mapping[str, Any]) -> str:
+        parameter = name.strip("{}")
+        if name == parameter:
+            return name
+        default = self.parameters[parameter].default if parameter in self.parameters else ""
+        return str(given.get(parameter, default))
 
     def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         """Checks a run's arguments.
@@ -147,7 +168,7 @@ class CompiledPipeline:
                 f"give it with -p {missing[0]}=… or in the file of --args."
             )
         checked = {name: self.parameters[name].check(value) for name, value in given.items()}
-        if "pvc_name" in self.parameters:  # else the names may mean something else
+        if self.mounts:  # else the names may mean something else
             self._check_platform(checked)
         return checked
 
@@ -155,9 +176,12 @@ class CompiledPipeline:
         for name, value in checked.items():
             if self.parameters[name].for_platform and not suits(name, value):
                 raise UserError(
-                    f"parameter {name}: {value!r} is nothing that Kubernetes takes: write it like "
+                    f"parameter {name}: {value!r} is nothing that fits there: write it like "
                     f"{_example(name)}."
                 )
+        for names in self.mounts:
+            if finding := one_volume_twice({name: self._filled(name, checked) for name in names}):
+                raise UserError(f"pipeline {self.name}: {finding}.")
         for name, (request, stage) in self.requests.items():
             if name in checked and is_more(request, checked[name]):
                 raise UserError(
@@ -194,8 +218,8 @@ def read_pipeline(name: str, folder: Path | None = None) -> CompiledPipeline:
             "'medseg pipelines' lists them."
         )
     try:
-        spec = read_yaml(path)[0]
-        return _pipeline(path, spec)
+        spec, *platforms = read_yaml(path)
+        return _pipeline(path, spec, platforms)
     except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path} is no compiled pipeline: give a file that KFP compiled.") from None
 
@@ -207,7 +231,9 @@ def read_yaml(path: Path) -> list[dict[str, Any]]:
         return list(yaml.load_all(file, Loader=loader))
 
 
-def _pipeline(path: Path, spec: dict[str, Any]) -> CompiledPipeline:
+def _pipeline(
+    path: Path, spec: dict[str, Any], platforms: list[dict[str, Any]]
+) -> CompiledPipeline:
     info, executors = spec["pipelineInfo"], spec["deploymentSpec"]["executors"]
     inputs = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     parameters = [
@@ -232,7 +258,31 @@ def _pipeline(path: Path, spec: dict[str, Any]) -> CompiledPipeline:
         },
         stages=tuple(executors),
         requests=_requests(executors),
+        mounts=tuple(sorted(set(_mounts(platforms)))),
     )
+
+
+_MOUNTED = (
+    ("pvcMount", "pvcNameParameter"),
+    ("configMapAsVolume", "configMapNameParameter"),
+    ("secretAsVolume", "secretNameParameter"),
+)
+
+
+def _mounts(platforms: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """What the stages of platform pipelines mount, the claim first."""
+    for platform in platforms:
+        kubernetes = platform["platforms"].get("kubernetes", {})
+        for settings in kubernetes.get("deploymentSpec", {}).get("executors", {}).values():
+            if not any(each["name"] == RUN_ID.name for each in settings.get("fieldPathAsEnv", ())):
+                continue
+            found = [volume[key] for kind, key in _MOUNTED for volume in settings.get(kind, ())]
+            yield tuple(
+                f"{{{each['componentInputParameter']}}}"
+                if "componentInputParameter" in each
+                else each["runtimeValue"]["constant"]
+                for each in found
+            )
 
 
 def _requests(executors: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -16,7 +16,7 @@ import requests
 import urllib3
 
 from medseg.kubeflow.namespace import NAMESPACE_FILE
-from medseg.project import UserError
+from medseg.project import UserError, certificate_error
 from medseg.project.variables import HOST, NAMESPACE, TOKEN_FILE, UI_HOST
 
 SINGLE_USER_NAMESPACE = "kubeflow"
@@ -155,8 +155,9 @@ def _probe(host: str, token_file: Path | None) -> bool:
             f"{host}/apis/v2beta1/healthz", headers=headers, timeout=20, allow_redirects=False
         )
     except requests.RequestException as error:
-        reason = "its certificate is not trusted" if "SSL" in repr(error) else "no answer"
-        raise UserError(f"{host} cannot be reached ({reason}): check the host.") from None
+        raise certificate_error(error, host) or UserError(
+            f"{host} cannot be reached: check the host."
+        ) from None
     if answer.status_code in (301, 302, 303, 307, 401):
         # a browser is sent to the login page at this point
         raise _explain(401, "", "asking for the API", host, "")

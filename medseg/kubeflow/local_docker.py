@@ -20,7 +20,7 @@ from kfp.local import docker_task_handler
 from medseg.deploy.engine import STOP_S, docker_client, hardened, run_container
 from medseg.kubeflow.platform import NO_NETWORK
 from medseg.project import DataRoot, UserError
-from medseg.project.variables import DATA_ROOT, EVENTS, SECRETS, secret_environment
+from medseg.project.variables import CA_FILE, DATA_ROOT, EVENTS, SECRETS, secret_environment
 
 _PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['(?P<name>[^']+)'\]\}\}")
 LABEL = "io.github.kfp-medseg.run"
@@ -221,9 +221,13 @@ def _stage_options(
 ) -> dict[str, Any]:
     """What is one stage's own: its network, its volume, and variables with its Secrets."""
     volume = PurePosixPath(environment.get(DATA_ROOT.name, DATA_ROOT.default))
+    mounts = [docker.types.Mount(str(volume), str(root.path), type="bind")]
+    if Path(CA_FILE.value).is_file():
+        own = str(Path(CA_FILE.value).resolve())
+        mounts.append(docker.types.Mount(CA_FILE.default, own, type="bind", read_only=True))
     return {
         "network_mode": "host" if access.network else "none",
-        "mounts": [docker.types.Mount(str(volume), str(root.path), type="bind")],
+        "mounts": mounts,
         "environment": {
             **environment,
             **secret_environment(access.secrets),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from medseg.project import DataRoot, UserError, secret, stage
+from medseg.project import DataRoot, UserError, certificate_error, secret, stage
 from medseg.project.events import Event, read_run, run_folder
 
 
@@ -110,6 +110,8 @@ def _post(url: str, message: dict[str, Any]) -> None:
         with urllib.request.urlopen(request, timeout=10):  # noqa: S310
             pass
     except (urllib.error.URLError, OSError) as error:
+        if explained := certificate_error(error, url):
+            raise explained from None
         reason = getattr(error, "reason", error)
         raise UserError(
             f"the webhook at {parts.hostname} did not take the message ({reason})."

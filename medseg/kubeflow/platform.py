@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import PurePosixPath
 from typing import Any
 
 from kfp import dsl, kubernetes
@@ -46,11 +47,13 @@ def platform_pipeline(
     Args:
         name: The pipeline's name inside KFP.
         display_name: The name that the UI shows.
-        secrets: The kinds of Secret that its stages use, each a parameter ``<kind>_secret``.
+        secrets: The kinds of Secret that its stages use, each a parameter ``<kind>_secret``; what
+            the site has fixed is a constant in their place.
 
     Raises:
-        UserError: A stage reads a Secret that ``secrets`` does not name, stands directly inside a
-            loop, a condition or an exit handler, or asks for more than the limit.
+        UserError: A stage reads a Secret that ``secrets`` does not name, mounts two things of one
+            name, stands directly inside a loop, a condition or an exit handler, or asks for more
+            than the limit.
     """
 
     def decorate(function: Callable[..., Any]) -> BaseComponent:
@@ -59,6 +62,11 @@ def platform_pipeline(
             row.parameter: getattr(settings, row.parameter) for row in secret_kinds(secrets)
         }
         signature = inspect.signature(function)
+        constants = {
+            key: value
+            for key, value in defaults.items()
+            if key in settings.fixed and key not in signature.parameters
+        }
         # a pipeline may take one of these as a parameter of its own, such as a required image
         extra = [
             inspect.Parameter(
@@ -68,14 +76,14 @@ def platform_pipeline(
                 annotation=dict if isinstance(value, dict) else str,
             )
             for key, value in defaults.items()
-            if key not in signature.parameters
+            if key not in signature.parameters and key not in constants
         ]
         gpu_stages: dict[str, None] = {}
 
         @functools.wraps(function)
         def body(*args: Any, **kwargs: Any) -> Any:
             bound = dict(zip(body.__signature__.parameters, args, strict=False)) | kwargs  # type: ignore[attr-defined]
-            platform = dict(bound)
+            platform = bound | constants
             token = _current.set({item.name: bound.pop(item.name) for item in extra})
             try:
                 outputs = function(**bound)
@@ -127,7 +135,7 @@ def _note_gpu_stages(spec: ComponentSpec, stages: tuple[str, ...]) -> None:
     which = ", ".join(stages) or "no stage of this pipeline does"
     text = f"{description('gpu_count')[:-1]} ({which})."
     for inputs in (spec.inputs, spec.implementation.graph.root.input_definitions.parameters):
-        if inputs["gpu_count"].description == description("gpu_count"):
+        if "gpu_count" in inputs and inputs["gpu_count"].description == description("gpu_count"):
             inputs["gpu_count"].description = text
 
 
@@ -147,7 +155,8 @@ def platform_arguments(*secrets: str) -> dict[str, Any]:
     current = _current.get(None)
     if current is None:
         raise UserError("platform_arguments() gives something only inside a platform_pipeline.")
-    rows = secret_kinds(secrets)
+    fixed = load_settings().fixed
+    rows = [row for row in secret_kinds(secrets) if row.parameter not in fixed]
     for row in rows:
         if row.parameter not in current:
             raise UserError(
@@ -213,9 +222,16 @@ def _set_volumes(
     settings: PlatformSettings,
     platform: dict[str, Any],
 ) -> None:
+    settings.check_mounts(stage_name(task.component_spec), needs.secrets)
     if settings.mount_path != str(MOUNT_PATH):
         task.set_env_variable(variables.DATA_ROOT.name, settings.mount_path)
     kubernetes.mount_pvc(task, pvc_name=platform["pvc_name"], mount_path=settings.mount_path)
+    kubernetes.use_config_map_as_volume(
+        task,
+        config_map_name=platform["ca_config_map"],
+        mount_path=str(PurePosixPath(variables.CA_FILE.default).parent),
+        optional=True,
+    )
     # /tmp is writable where the image's root is not
     kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")  # noqa: S108
     if needs.shared_memory:
@@ -237,7 +253,16 @@ def _set_pod(
 ) -> None:
     if asked.retries and not _has_retry(task):
         task.set_retry(asked.retries, backoff_duration=settings.retry_backoff)
-    kubernetes.add_node_selector_json(task, node_selector_json=platform["node_selector"])
+    for name, value in settings.proxies().items():
+        task.set_env_variable(name, value)
+    selector = platform["node_selector"]
+    if isinstance(selector, dict):  # fixed
+        for key, value in selector.items():
+            kubernetes.add_node_selector(task, label_key=key, label_value=value)
+    else:
+        kubernetes.add_node_selector_json(task, node_selector_json=selector)
+    for term, weight in settings.node_affinity.terms:
+        kubernetes.add_node_affinity(task, **term.model_dump(), weight=weight)
     # on every stage: the node selector leads them all to the same nodes
     for toleration in settings.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
@@ -249,6 +274,10 @@ def _set_pod(
     kubernetes.use_field_path_as_env(
         task, env_name=variables.RUN_ID.name, field_path="metadata.labels['pipeline/runid']"
     )
+    for key, value in settings.labels.items():
+        kubernetes.add_pod_label(task, key, value)
+    for key, value in settings.annotations.items():
+        kubernetes.add_pod_annotation(task, key, value)
     if not needs.network:
         kubernetes.add_pod_label(task, *NO_NETWORK)
 

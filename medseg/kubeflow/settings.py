@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,8 +16,10 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     create_model,
+    field_validator,
     model_validator,
 )
+from pydantic.alias_generators import to_camel
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,7 +29,7 @@ from pydantic_settings import (
 
 from medseg import __version__
 from medseg.project import UserError, findings, nearest
-from medseg.project.variables import SECRETS, SETTINGS_FILE
+from medseg.project.variables import CA_CONFIG_MAP, SECRETS, SETTINGS_FILE
 
 PREFIX = "MEDSEG_PLATFORM_"
 REGISTRY = "ghcr.io/kfp-medseg"
@@ -39,6 +43,7 @@ PLATFORM_PARAMETERS = (
     "gpu_count",
     "gpu_type",
     "node_selector",
+    "ca_config_map",
 )
 """Parameters that every pipeline takes beside its own and its ``<name>_secret``s."""
 
@@ -49,8 +54,34 @@ Cpu = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?$")]
 Count = Annotated[str, Field(pattern=r"^[0-9]+$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+# what is mounted: KFP names the pod's volume after it
+VolumeName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+Key = Annotated[
+    str,
+    Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?$"),
+]
+Label = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?$")]
 Wait = Annotated[str, Field(pattern=r"^[0-9]+[smh]$")]
 Word = Annotated[str, Field(pattern=r"^\S+$")]
+
+RESERVED = (
+    "pipelines.kubeflow.org/",
+    "pipeline/",
+    "workflows.argoproj.io/",
+    "io.github.kfp-medseg/",
+)
+"""How the labels and annotations begin that KFP, Argo and this project set themselves."""
+
+# What a pod reaches without the site's proxy: itself, and Kubeflow's and Kubernetes' own servers,
+# which KFP's launcher talks to with the same environment. Kubernetes fills in the last.
+_INSIDE = (
+    "localhost",
+    "127.0.0.1",
+    ".svc",
+    ".cluster.local",
+    ".kubeflow",
+    "$(KUBERNETES_SERVICE_HOST)",
+)
 
 REQUESTS = {"cpu": "cpu_request", "memory": "memory_request"}
 """Limits, and the settings that say how much of them a stage asks for."""
@@ -78,6 +109,71 @@ class Toleration(BaseModel):
     toleration_seconds: int | None = None
 
 
+class _Kubernetes(BaseModel):
+    """Something in Kubernetes' own notation."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
+
+
+class NodeRequirement(_Kubernetes):
+    """What a label or field of a node must be."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    values: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> NodeRequirement:
+        allowed, words = {
+            "In": (self.values, "values"),
+            "NotIn": (self.values, "values"),
+            "Exists": (not self.values, "no values"),
+            "DoesNotExist": (not self.values, "no values"),
+        }.get(self.operator, (len(self.values) == 1, "one value"))
+        if not allowed:
+            raise ValueError(f"{self.key}: {self.operator} takes {words}")
+        return self
+
+
+class NodeTerm(_Kubernetes):
+    """Requirements that a node must meet all."""
+
+    match_expressions: list[NodeRequirement] = Field(default_factory=list)
+    match_fields: list[NodeRequirement] = Field(default_factory=list)
+
+
+class NodeTerms(_Kubernetes):
+    """Terms, one of which a node must meet."""
+
+    node_selector_terms: list[NodeTerm] = Field(min_length=1)
+
+
+class PreferredTerm(_Kubernetes):
+    """A term that a node had better meet."""
+
+    weight: int = Field(ge=1, le=100)
+    preference: NodeTerm
+
+
+class NodeAffinity(_Kubernetes):
+    """A pod's ``nodeAffinity``, as Kubernetes writes it."""
+
+    required_during_scheduling_ignored_during_execution: NodeTerms | None = None
+    preferred_during_scheduling_ignored_during_execution: list[PreferredTerm] = Field(
+        default_factory=list
+    )
+
+    @property
+    def terms(self) -> list[tuple[NodeTerm, int | None]]:
+        """All terms, with the weight of those that are only preferred."""
+        required = self.required_during_scheduling_ignored_during_execution
+        preferred = self.preferred_during_scheduling_ignored_during_execution
+        return [
+            *((term, None) for term in (required.node_selector_terms if required else ())),
+            *((each.preference, each.weight) for each in preferred),
+        ]
+
+
 class StageSettings(BaseModel):
     """What one stage asks for; a field that is left out is the site's own."""
 
@@ -97,7 +193,10 @@ else:  # a field for each kind of Secret
         "_SecretNames",
         __base__=BaseSettings,
         **{
-            row.parameter: (Name, Field(row.default_name, description=f"Secret with {row.purpose}"))
+            row.parameter: (
+                VolumeName,
+                Field(row.default_name, description=f"Secret with {row.purpose}"),
+            )
             for row in SECRETS.values()
         },
     )
@@ -123,7 +222,7 @@ class PlatformSettings(_SecretNames):
         description="registry and path of the images, such as registry/group",
     )
     tag: Word = Field(__version__, description="tag of the images")
-    pvc_name: Name = Field(
+    pvc_name: VolumeName = Field(
         "medseg-data", description="claim of the project volume, mounted at the data root"
     )
     cpu: Cpu = Field("2", description="CPU limit of a stage, such as 2 or 500m")
@@ -136,7 +235,16 @@ class PlatformSettings(_SecretNames):
         default_factory=dict, description="labels that a node must have to run the stages"
     )
 
+    ca_config_map: VolumeName = Field(
+        CA_CONFIG_MAP,
+        description="ConfigMap with the certificates of your own authorities (key ca.crt), if any",
+    )
+
     # --- fixed at compile time ---
+    fixed: list[str] = Field(
+        default_factory=list,
+        description="parameters above and Secrets that no run may change, and no form shows",
+    )
     mount_path: str = Field(
         "/mnt/Data", pattern=r"^/[^:]*[^/:]$", description="where the volume is mounted"
     )
@@ -154,6 +262,22 @@ class PlatformSettings(_SecretNames):
             Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
         ],
         description="Kubernetes tolerations of all stages, as the node selector is that of all",
+    )
+    labels: dict[Key, Label] = Field(
+        default_factory=dict, description="labels of the stages' pods, such as a queue's name"
+    )
+    annotations: dict[Key, str] = Field(
+        default_factory=dict, description="annotations of the stages' pods"
+    )
+    node_affinity: NodeAffinity = Field(
+        default_factory=NodeAffinity,
+        description="node affinity of all stages, as Kubernetes has it",
+    )
+    http_proxy: str = Field("", description="proxy of the stages for http URLs")
+    https_proxy: str = Field("", description="proxy of the stages for https URLs")
+    no_proxy: str = Field(
+        "",
+        description="hosts reached without it, separated by commas; the cluster's own always are",
     )
     security_context: SecurityContext = Field(default_factory=SecurityContext)
     image_pull_secrets: list[Name] = Field(
@@ -192,10 +316,63 @@ class PlatformSettings(_SecretNames):
             raise UserError(f"the platform settings have errors: {finding}.")
         return stage
 
+    def proxies(self) -> dict[str, str]:
+        """The variables that send a stage's connections through the site's proxy."""
+        found = {"http_proxy": self.http_proxy, "https_proxy": self.https_proxy}
+        found = {name: value for name, value in found.items() if value}
+        hosts = (host.strip() for host in self.no_proxy.split(","))
+        direct = ",".join(dict.fromkeys((*_INSIDE, *filter(None, hosts))))
+        return {**found, "no_proxy": direct} if found else {}
+
+    def check_mounts(self, stage: str, secrets: Iterable[str]) -> None:
+        """Refuses names under which KFP could not mount what a stage needs.
+
+        Args:
+            stage: The component.
+            secrets: The kinds of Secret that it reads.
+
+        Raises:
+            UserError: The claim, the ConfigMap and the Secrets are not all called differently.
+        """
+        parameters = ("pvc_name", "ca_config_map", *(SECRETS[kind].parameter for kind in secrets))
+        if finding := one_volume_twice({name: getattr(self, name) for name in parameters}):
+            raise UserError(f"the platform settings do not fit the stage {stage}: {finding}.")
+
     def parameters(self) -> dict[str, Any]:
         """The defaults of :data:`PLATFORM_PARAMETERS`."""
         image = {"image": self.image("runtime")}
         return {key: image.get(key) or getattr(self, key) for key in PLATFORM_PARAMETERS}
+
+    @field_validator("http_proxy", "https_proxy")
+    @classmethod
+    def _is_proxy(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^\s/@]+/?", value):
+            raise ValueError(
+                "write it as http://proxy.example.org:3128, without user name and password, which "
+                "everybody could read in the pods"
+            )
+        return value
+
+    @field_validator("labels", "annotations")
+    @classmethod
+    def _are_free(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            if key.startswith(RESERVED):
+                raise ValueError(f"{key} is set by Kubeflow or this project: leave it out")
+        return value
+
+    @field_validator("fixed")
+    @classmethod
+    def _can_be_fixed(cls, value: list[str]) -> list[str]:
+        known = (*PLATFORM_PARAMETERS, *(row.parameter for row in SECRETS.values()))
+        for name in value:
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} is no parameter of the platform (did you mean "
+                    f"{nearest(name, known)!r}?): these settings have no value for it, and what a "
+                    "pipeline itself asks for stays in its form"
+                )
+        return value
 
     @model_validator(mode="after")
     def _requests_fit(self) -> PlatformSettings:
@@ -278,6 +455,23 @@ def suits(field: str, value: Any) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def one_volume_twice(names: Mapping[str, str]) -> str:
+    """What is wrong with the names of all that one stage mounts; empty where nothing is.
+
+    Args:
+        names: The claim, the ConfigMap and the Secrets by the parameter that names each.
+    """
+    seen: dict[str, str] = {}
+    for parameter, name in names.items():
+        other = seen.setdefault(name, parameter)
+        if other != parameter:
+            return (
+                f"{other} and {parameter} are both {name!r}, and KFP names the pod's volumes after "
+                "them: give one of them another name"
+            )
+    return ""
 
 
 def is_more(one: str, other: str) -> bool:

@@ -1,4 +1,6 @@
 from . import variables as variables
+from .certificates import certificate_error as certificate_error
+from .certificates import own_authorities as own_authorities
 from .errors import CasesFailedError as CasesFailedError
 from .errors import UserError as UserError
 from .errors import explain_os_error as explain_os_error

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from medseg.project.certificates import own_authorities
 from medseg.project.errors import (
     CasesFailedError,
     UserError,
@@ -32,8 +33,8 @@ from medseg.project.variables import RUN_PID
 def stage(name: str, *, target: str = "", private: bool = False) -> Iterator[DataRoot]:
     """Frames the body of a component.
 
-    Holds the stage's lock, announces start and end, ends cleanly on SIGTERM, and turns an error
-    that the user can mend into one line and exit status 1.
+    Holds the stage's lock, trusts the site's own authorities, announces start and end, ends cleanly
+    on SIGTERM, and turns an error that the user can mend into one line and exit status 1.
 
     Args:
         name: The component.
@@ -54,7 +55,7 @@ def stage(name: str, *, target: str = "", private: bool = False) -> Iterator[Dat
         _end_with_run()
         announce("start", target)
         try:
-            with explained_os_errors():
+            with explained_os_errors(), own_authorities():
                 root = DataRoot.from_environment()
                 with lock(root, _lock_name(root, name, target)):
                     yield root

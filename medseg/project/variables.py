@@ -50,11 +50,19 @@ SECRETS_FOLDER = Variable(
     "/etc/medseg/secrets",
 )
 INPUT_FORMAT = Variable("MEDSEG_INPUT_FORMAT", "what an inference image reads: dicom or nifti")
+CA_FILE = Variable(
+    "MEDSEG_CA_FILE",
+    "PEM file with the authorities that signed the certificates of the site's own servers",
+    "/etc/medseg/ca/ca.crt",
+)
 # named by KFP and MLflow
 HOST = Variable("KF_PIPELINES_ENDPOINT", "URL of Kubeflow Pipelines' API")
 UI_HOST = Variable("KF_PIPELINES_UI_ENDPOINT", "URL of Kubeflow's pages, where the API has another")
 TOKEN_FILE = Variable("KF_PIPELINES_SA_TOKEN_PATH", "file with the token for Kubeflow Pipelines")
 TRACKING_URI = Variable("MLFLOW_TRACKING_URI", "the MLflow store, where the config names none")
+
+CA_CONFIG_MAP = "medseg-ca"
+"""The ConfigMap that is mounted where :data:`CA_FILE` lies by default, if a site names no other."""
 
 
 @dataclass(frozen=True)

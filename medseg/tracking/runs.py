@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from medseg.config import TaskConfig
-from medseg.project import UserError, library_secrets, progress, read_json, write_json
+from medseg.project import (
+    UserError,
+    certificate_error,
+    library_secrets,
+    progress,
+    read_json,
+    write_json,
+)
 from medseg.tracking.store import connect, masked, tracking_uri
 
 RETRY_AFTER = 60.0  # s between two attempts to reach a store that was away
@@ -109,10 +116,12 @@ class Tracker:
             self._next_attempt = time.monotonic() + RETRY_AFTER
             if not self._warned:
                 self._warned = True
-                reason = masked(str(error)).strip().splitlines() or [type(error).__name__]
+                uri = tracking_uri(self._config)
+                lines = masked(str(error)).strip().splitlines() or [type(error).__name__]
+                reason = str(certificate_error(error, uri) or lines[0][:200]).removesuffix(".")
                 progress(
-                    f"MLflow at {masked(tracking_uri(self._config))} cannot be reached "
-                    f"({reason[0][:200]}); going on, values are sent when it is back"
+                    f"MLflow at {masked(uri)} cannot be reached ({reason}); going on, values are "
+                    "sent when it is back"
                 )
 
     def _open(self) -> None:

@@ -93,7 +93,7 @@ class Registry:
         (folder / "config.yml").write_text(
             "version: 0.1\n"
             f"storage: {{filesystem: {{rootdirectory: {folder}/storage}}}}\n"
-            f"http: {{addr: '127.0.0.1:{port}'}}\n{access}"
+            f"http: {{addr: '127.0.0.1:{port}', relativeurls: true}}\n{access}"
         )
         program = shutil.which("docker-registry", path=f"{os.environ['PATH']}:/usr/bin:/usr/sbin")
         assert program, "install docker-registry"

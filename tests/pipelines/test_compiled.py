@@ -48,6 +48,26 @@ SITE = {
     "gpu_count": "1",
     "gpu_type": "amd.com/gpu",
     "node_selector": {"pool": "gpu"},
+    "ca_config_map": "site-ca",
+    "http_proxy": "http://proxy.site:3128",
+    "https_proxy": "http://proxy.site:3128",
+    "no_proxy": "pacs.site, .site",
+    "labels": {"kueue.x-k8s.io/queue-name": "imaging", "cost-centre": "4711"},
+    "annotations": {"sidecar.istio.io/inject": "false"},
+    "node_affinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["a100"]}]},
+                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]},
+            ]
+        },
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            {
+                "weight": 10,
+                "preference": {"matchExpressions": [{"key": "quiet", "operator": "Exists"}]},
+            }
+        ],
+    },
     "shared_memory": "16Gi",
     "cpu_request": "250m",
     "memory_request": "512Mi",
@@ -71,6 +91,20 @@ SITE = {
     "notify_secret": "site-hook",
     "caching": True,
 }
+
+SITE_ENVIRONMENT = {
+    "MEDSEG_DATA_ROOT": "/data",
+    "http_proxy": "http://proxy.site:3128",
+    "https_proxy": "http://proxy.site:3128",
+    "no_proxy": "localhost,127.0.0.1,.svc,.cluster.local,.kubeflow,$(KUBERNETES_SERVICE_HOST),"
+    "pacs.site,.site",
+}
+
+SITE_AFFINITY = [
+    {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["a100"]}]},
+    {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]},
+    {"matchExpressions": [{"key": "quiet", "operator": "Exists"}], "weight": 10},
+]
 
 
 def _compile(output: Path, folder: Path, **environment: str) -> None:
@@ -191,6 +225,7 @@ def _check(path: Path, settings: PlatformSettings) -> set[str]:
         "gpu_count": settings.gpu_count,
         "gpu_type": settings.gpu_type,
         "node_selector": settings.node_selector,
+        "ca_config_map": settings.ca_config_map,
     }
     images = {NEEDS[stage.name].image_parameter for stage in stages}
     if "builder_image" not in images:
@@ -241,8 +276,7 @@ def _check_container(stage: Stage, settings: PlatformSettings, where: str) -> No
     assert stage.named(kubernetes.pvc_mount[0].pvc_name_parameter) == "pvc_name", where
     assert kubernetes.pvc_mount[0].mount_path == settings.mount_path, where
     env = {item.name: item.value for item in container.env}
-    moved = {"MEDSEG_DATA_ROOT": settings.mount_path}
-    assert env == ({} if settings.mount_path == "/mnt/Data" else moved), where
+    assert env == (SITE_ENVIRONMENT if settings.http_proxy else {}), where
     assert [(f.name, f.field_path) for f in kubernetes.field_path_as_env] == [
         ("MEDSEG_RUN_ID", "metadata.labels['pipeline/runid']")
     ], where
@@ -262,8 +296,16 @@ def _check_pod(stage: Stage, settings: PlatformSettings, where: str) -> None:
     assert secrets == {f"{kind}_secret": SECRETS[kind].mount_path for kind in needs.secrets}, where
     assert all(secret.optional for secret in kubernetes.secret_as_volume), where
     assert not kubernetes.secret_as_env, where  # KFP before 2.15 knows no optional ones
-    label = kubernetes.pod_metadata.labels.get("io.github.kfp-medseg/network")
-    assert (label == "none") != bool(needs.secrets), where
+    (authorities,) = kubernetes.config_map_as_volume
+    assert stage.named(authorities.config_map_name_parameter) == "ca_config_map", where
+    assert (authorities.mount_path, authorities.optional) == ("/etc/medseg/ca", True), where
+
+    labels = dict(kubernetes.pod_metadata.labels)
+    assert (labels.pop("io.github.kfp-medseg/network", "") == "none") != bool(needs.secrets), where
+    assert labels == settings.labels, where
+    assert dict(kubernetes.pod_metadata.annotations) == settings.annotations, where
+    affinity = [json_format.MessageToDict(term) for term in kubernetes.node_affinity]
+    assert affinity == (SITE_AFFINITY if settings.labels else []), where
 
     mounts = {mount.mount_path: mount for mount in kubernetes.empty_dir_mounts}
     assert set(mounts) == {"/tmp"} | ({"/dev/shm"} if needs.shared_memory else set()), where
@@ -329,6 +371,36 @@ def test_long_pipelines_end_in_notify(name: str) -> None:
         ("registri", "x", "registri"),
         ("stages", {"trian": {"retries": 2}}, "no stage: 'trian' (did you mean 'train'?)"),
         ("registry", "my registry", "registry"),
+        ("mlflow_secret", "team.mlflow", "mlflow_secret"),
+        ("ca_config_map", "medseg-data", "pvc_name and ca_config_map are both 'medseg-data', and"),
+        ("https_proxy", "proxy.site:3128", "'https_proxy': write it as http://proxy.example.org"),
+        ("http_proxy", "http://me:s3cret@proxy", "without user name and password"),
+        ("labels", {"pipeline/runid": "1"}, "'labels': pipeline/runid is set by Kubeflow or this"),
+        ("labels", {"team": "a b"}, "labels.team"),
+        ("annotations", {"a/b/c": "x"}, "annotations.a/b/c"),
+        (
+            "node_affinity",
+            {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "weight": 1,
+                        "preference": {"matchExpressions": [{"key": "g", "operator": "In"}]},
+                    }
+                ]
+            },
+            "g: In takes values",
+        ),
+        (
+            "node_affinity",
+            {"nodeSelectorTerms": []},
+            "unknown key 'node_affinity.nodeSelectorTerms'",
+        ),
+        (
+            "fixed",
+            ["gpu_typ"],
+            "'gpu_typ' is no parameter of the platform (did you mean 'gpu_type'?)",
+        ),
+        ("fixed", ["config_file_path"], "these settings have no value for it, and what a pipeline"),
         ("memory", "2Gi", "stages.plan_and_preprocess.memory_request (4Gi) is more than the limit"),
         ("stages", {"report": {"cpu_request": "3"}}, "stages.report.cpu_request (3) is more than"),
     ],

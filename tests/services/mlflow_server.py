@@ -20,12 +20,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+def start_server(
+    folder: Path, port: int, artifacts: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Starts it with its store in ``folder``.
+
+    Args:
+        folder: The folder.
+        port: On 127.0.0.1.
+        artifacts: Its options for artifacts; by default it takes and keeps them itself.
+    """
+    artifacts = artifacts or ("--artifacts-destination", str(folder / "artifacts"))
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     options = ["--port", str(port), "--workers", "1"]
     store = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
     server = subprocess.Popen(
-        [*command, *options, *store, "--artifacts-destination", str(folder / "artifacts")],
+        [*command, *options, *store, *artifacts],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

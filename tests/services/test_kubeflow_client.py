@@ -422,10 +422,12 @@ def test_a_certificate_of_the_sites_own(
         monkeypatch.delenv(name, raising=False)
     with serve(kubeflow.answer, _certificate(tmp_path)) as url:
         error = medseg("submit", "train", *TRAIN, "--host", url, status=1).stderr
-        assert "its certificate is not trusted" in error
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
-        medseg("submit", "train", *TRAIN, "--host", url)
-    assert len(kubeflow.runs) == 1
+        assert 'is not trusted: its issuer is "site"' in error
+        for name in ("MEDSEG_CA_FILE", "REQUESTS_CA_BUNDLE"):
+            with monkeypatch.context() as trusting:
+                trusting.setenv(name, str(tmp_path / "ca.pem"))
+                medseg("submit", "train", *TRAIN, "--host", url)
+    assert len(kubeflow.runs) == 2
 
 
 def test_a_proxy(kubeflow: KubeflowApi, medseg: Medseg, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ GIVEN = {"config_file_path": "configs/Task.yaml"}
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("memory", "8 GB", "parameter memory: '8 GB' is nothing that Kubernetes takes: write it"),
-        ("cpu", "two", "parameter cpu: 'two' is nothing that Kubernetes takes: write it like 2."),
+        ("memory", "8 GB", "parameter memory: '8 GB' is nothing that fits there: write it"),
+        ("cpu", "two", "parameter cpu: 'two' is nothing that fits there: write it like 2."),
         ("gpu_count", "one", "parameter gpu_count: 'one'"),
         ("gpu_type", "", "parameter gpu_type: ''"),
         ("image", "a b", "write it like registry.example.org/runtime:1.0."),
