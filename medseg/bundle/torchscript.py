@@ -17,7 +17,15 @@ from medseg.bundle.paths import checkpoint_file, descriptions, model_file
 from medseg.config import Label, Labels, TaskConfig
 from medseg.nnunet import channel_names
 from medseg.nnunet.preprocessing import example_patches
-from medseg.project import Manifest, UserError, atomic_file, file_hash, fingerprint, progress
+from medseg.project import (
+    Manifest,
+    UserError,
+    atomic_file,
+    file_hash,
+    fingerprint,
+    progress,
+    read_json,
+)
 
 TOLERANCE = 1e-3
 """Largest difference of logits, as a fraction of their range, between traced and original network;
@@ -106,9 +114,9 @@ def convert_pt_to_ts(config: TaskConfig) -> dict[str, Any]:
         progress(f"fold {fold}: model.ts is packaged already")
         return before
 
-    plans, dataset = (json.loads(path.read_text(encoding="utf-8")) for path in described[:2])
+    plans, dataset = map(read_json, described[:2])
     checkpoint = torch.load(described[2], weights_only=True)
-    network = _load_network(source)
+    network = load_network(source)
     configuration = checkpoint["init_args"]["configuration"]
     patches = example_patches(config.preprocessed_folder, plans, configuration)
     channels = metadata["network_data_format"]["inputs"]["image"]["num_channels"]
@@ -219,7 +227,12 @@ def load_packaged(path: Path) -> PackagedModel:
     return PackagedModel(network, contents["metadata.json"], *parts)
 
 
-def _load_network(checkpoint: Path) -> torch.nn.Module:
+def load_network(checkpoint: Path) -> torch.nn.Module:
+    """The network of a bundle's ``model.pt`` with its weights, as MONAI's nnU-Net bundle reads it.
+
+    Args:
+        checkpoint: ``models/fold_N/model.pt`` of a bundle.
+    """
     # Not at the top: MONAI takes seconds, which inference images spare themselves (images/map/app).
     from monai.apps.nnunet.nnunet_bundle import get_nnunet_monai_predictor
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from kfp import compiler
 
 from medseg import components, pipelines
-from medseg.kubeflow.compiled import hint
 from medseg.kubeflow.settings import load_settings
 from medseg.kubeflow.stage import needs_of
-from medseg.project import UserError, atomic_file, write_text
+from medseg.project import UserError, atomic_file, hint, write_text
 from medseg.project.variables import DOCKER_CONFIG, SECRETS, SecretKind
 
 

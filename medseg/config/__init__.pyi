@@ -8,3 +8,4 @@ from .task import BundleConfig as BundleConfig
 from .task import TaskConfig as TaskConfig
 from .task import fold_stage as fold_stage
 from .task import load_config as load_config
+from .task import number_as_text as number_as_text

@@ -35,7 +35,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 _SUFFIX = re.compile(r"[\w.-]+")
 
 
-def _as_text(value: Any) -> Any:
+def number_as_text(value: Any) -> Any:
+    """What YAML read as a whole number because it stood without quotes, as the text it is."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -98,7 +99,7 @@ class TaskConfig(_Strict):
 
     # --- nnU-Net ---
     nnunet_root_dir: str = Field("nnUNet", description="folder of nnU-Net's three folders")
-    dataset_name_or_id: Annotated[str, BeforeValidator(_as_text)] = Field(
+    dataset_name_or_id: Annotated[str, BeforeValidator(number_as_text)] = Field(
         description="nnU-Net dataset id, 1 to 999"
     )
     experiment_name: str = Field(description="the dataset's and the MLflow experiment's name")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import tarfile
@@ -12,7 +11,14 @@ from typing import Any
 
 from medseg.deploy.context import DESCRIPTION, read_context
 from medseg.deploy.registry import ImageName, copy, credentials, remote_digest
-from medseg.project import DataRoot, UserError, atomic_folder, progress, scratch_folder
+from medseg.project import (
+    DataRoot,
+    UserError,
+    atomic_folder,
+    progress,
+    read_json,
+    scratch_folder,
+)
 
 
 def docker_build(
@@ -128,8 +134,8 @@ def _link_layout(layout: Path, blobs: Path, target: Path) -> None:
             path.symlink_to(blobs / relative)
         return path
 
-    index = json.loads((target / "index.json").read_text(encoding="utf-8"))
-    manifest = json.loads(link(index["manifests"][0]["digest"]).read_text(encoding="utf-8"))
+    index = read_json(target / "index.json")
+    manifest = read_json(link(index["manifests"][0]["digest"]))
     for item in (manifest["config"], *manifest["layers"]):
         link(item["digest"])
 
@@ -177,7 +183,7 @@ def _base_created(image: Path) -> str:
 
 def _manifest(image: Path, tag: str) -> tuple[str, dict[str, Any]]:
     """Digest and content of a tag's manifest."""
-    index = json.loads((image / "index.json").read_text(encoding="utf-8"))
+    index = read_json(image / "index.json")
     digest: str = next(
         item["digest"]
         for item in index["manifests"]
@@ -187,8 +193,7 @@ def _manifest(image: Path, tag: str) -> tuple[str, dict[str, Any]]:
 
 
 def _blob(image: Path, digest: str) -> dict[str, Any]:
-    path = image / "blobs" / Path(*digest.split(":"))
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(read_json(image / "blobs" / Path(*digest.split(":"))))
 
 
 def _umoci(*arguments: str) -> None:

@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from medseg.config import Label
+from medseg.config import Label, number_as_text
 from medseg.project import UserError, findings, safe_name
 
 # DICOM's value representations LO and SH (PS3.5 6.2): characters, without backslash
@@ -26,15 +34,9 @@ class _Model(BaseModel):
 class Code(_Model):
     """A coded concept (PS3.3 8.8), such as SCT 78961009 "Spleen"."""
 
-    code: ShortText
+    code: Annotated[ShortText, BeforeValidator(number_as_text)]  # SNOMED's are numbers to YAML
     scheme: ShortText
     meaning: LongText
-
-    @field_validator("code", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        # SNOMED codes are numbers to a YAML reader unless they are quoted
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Segment(_Model):

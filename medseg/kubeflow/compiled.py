@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from medseg.kubeflow.settings import (
     one_volume_twice,
     suits,
 )
-from medseg.project import UserError, nearest
+from medseg.project import UserError, hint
 from medseg.project.variables import RUN_ID
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -312,9 +312,3 @@ def _default(definition: dict[str, Any]) -> Any:
     if isinstance(value, list):
         return [int(n) if isinstance(n, float) and n.is_integer() else n for n in value]
     return value
-
-
-def hint(name: str, known: Iterable[str]) -> str:
-    """Names the nearest known name, for the end of a message."""
-    near = nearest(name, known)
-    return f" (did you mean {near!r}?)" if near else ""

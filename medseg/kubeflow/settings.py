@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from medseg import __version__
-from medseg.project import UserError, findings, nearest
+from medseg.project import UserError, findings, hint
 from medseg.project.variables import CA_CONFIG_MAP, SECRETS, SETTINGS_FILE
 
 PREFIX = "MEDSEG_PLATFORM_"
@@ -488,8 +488,7 @@ def _check_environment() -> None:
         if not name.upper().startswith(PREFIX) or name == SETTINGS_FILE.name:
             continue
         if field not in PlatformSettings.model_fields:
-            near = f"{PREFIX}{nearest(field, PlatformSettings.model_fields).upper()}"
+            known = [f"{PREFIX}{each.upper()}" for each in PlatformSettings.model_fields]
             raise UserError(
-                f"{name} in the environment is no platform setting (did you mean {near}?): "
-                "correct it."
+                f"{name} in the environment is no platform setting{hint(name, known)}: correct it."
             )

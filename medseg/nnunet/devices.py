@@ -168,13 +168,14 @@ def threads(device: str) -> Iterator[None]:
     """
     import torch
 
-    before = torch.get_num_threads()
+    before, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True  # all patches have one shape
     if device == "cuda":
         torch.set_num_threads(1)
-        torch.backends.cudnn.benchmark = True
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cpus())
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.backends.cudnn.benchmark = benchmark

@@ -95,7 +95,7 @@ def prepare_dataset(config: TaskConfig) -> dict[str, Any]:
     if to_do:  # what follows is half a dataset until the record is written again
         done.forget()
         count = len(hashes) - len(to_do)
-        for name, _ in for_each_case(_prepare_case, to_do, failures, processes(config)):
+        for name, _ in for_each_case(prepare_case, to_do, failures, processes(config)):
             count += 1
             progress(f"{name} checked", count, len(training))
     failures.check(len(training), config.max_failed_cases)
@@ -156,9 +156,21 @@ def _check_number_is_free(config: TaskConfig) -> None:
                 )
 
 
-def _prepare_case(
+def prepare_case(
     case: Case, raw: Path, channels: list[str], values: list[int], inputs: str
 ) -> None:
+    """Checks one case and puts it into nnU-Net's raw dataset, with its record.
+
+    Args:
+        case: The case.
+        raw: The raw dataset's folder.
+        channels: Names of the channels.
+        values: Label values that may occur.
+        inputs: Fingerprint of what the result depends on, for the record.
+
+    Raises:
+        UserError: A file is damaged, or image and label do not fit each other or the config.
+    """
     images = [read_nifti(path) for path in case.images]
     label = read_label_map(case.label)
     volumes = [channel for image in images for channel in image.channels]

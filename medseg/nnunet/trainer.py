@@ -20,7 +20,7 @@ from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
 from medseg.nnunet.keeping import StateKeeper
 from medseg.nnunet.plans import read_plans
-from medseg.project import UserError, atomic_file, nearest
+from medseg.project import UserError, atomic_file, hint
 
 CONFIG_FIELDS = {
     "num_epochs": "num_epochs",
@@ -316,9 +316,8 @@ def find_trainer_class(name: str) -> Any:
         found.update((each.__name__, each) for each in below)
     if name in found:
         return found[name]
-    near = nearest(name, sorted(found))
     raise UserError(
-        f"trainer_class_name: nnU-Net has no trainer {name!r} (did you mean {near!r}?)."
+        f"trainer_class_name: nnU-Net has no trainer {name!r}{hint(name, sorted(found))}."
     )
 
 
@@ -326,10 +325,9 @@ def _set_extras(trainer: ExtendedTraining, extras: dict[str, Any]) -> None:
     known = trainer.settings()
     for name, value in extras.items():
         if name not in known or name == "seed":
-            near = nearest(name, sorted(known))
             raise UserError(
-                f"train_extra_configs: {type(trainer).__name__} has no setting {name!r} (did you "
-                f"mean {near!r}?)."
+                f"train_extra_configs: {type(trainer).__name__} has no setting {name!r}"
+                f"{hint(name, sorted(known))}."
             )
         kind = type(known[name])
         if kind is float and type(value) is int:

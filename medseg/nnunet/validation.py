@@ -128,7 +128,6 @@ def _predictor(config: TaskConfig, checkpoint: Path) -> tuple[CasePredictor, Pat
         )
     network.load_state_dict(content["network_weights"])
     device = choose_device(config.device).type
-    torch.backends.cudnn.benchmark = True  # all patches have one shape
     if choose_bfloat16(config.precision, device):
         use_bfloat16(network)  # as in training
     predictor = CasePredictor(

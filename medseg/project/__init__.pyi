@@ -6,7 +6,7 @@ from .errors import UserError as UserError
 from .errors import explain_os_error as explain_os_error
 from .errors import explained_os_errors as explained_os_errors
 from .errors import findings as findings
-from .errors import nearest as nearest
+from .errors import hint as hint
 from .errors import type_and_place as type_and_place
 from .errors import unquoted_errors as unquoted_errors
 from .events import Event as Event

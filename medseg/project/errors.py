@@ -133,11 +133,19 @@ def unquoted_errors() -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """The one of ``words`` that is most like ``word``, for "did you mean"; empty of none."""
+def hint(word: str, words: Iterable[str]) -> str:
+    """Names the one of ``words`` that ``word`` is a misspelling of, for the end of a message.
+
+    Args:
+        word: What was given.
+        words: What is known.
+
+    Returns:
+        ``" (did you mean 'train'?)"``; empty where nothing is like it.
+    """
     folded = {each.casefold(): each for each in words}
-    near = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.0)
-    return folded[near[0]] if near else ""
+    near = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.7)
+    return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 
 
 def findings(error: ValidationError, model: type[BaseModel]) -> str:
@@ -157,8 +165,8 @@ def findings(error: ValidationError, model: type[BaseModel]) -> str:
 def _finding(item: Any, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        near = nearest(str(item["loc"][-1]), _keys(model, item["loc"][:-1]))
-        return f"unknown key {key!r}" + (f" (did you mean {near!r}?)" if near else "")
+        near = hint(str(item["loc"][-1]), _keys(model, item["loc"][:-1]))
+        return f"unknown key {key!r}{near}"
     if item["type"] == "missing":
         return f"{key!r} is missing"
     message = str(item["msg"])

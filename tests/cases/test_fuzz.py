@@ -21,7 +21,7 @@ from medseg.config import load_config
 from medseg.dataset import Case
 from medseg.dicom import read_image
 from medseg.imaging import Volume, read_nifti, same_grid
-from medseg.nnunet.raw import _prepare_case
+from medseg.nnunet.raw import prepare_case
 from medseg.project import DataRoot, UserError
 
 SHAPE = (5, 4, 3)
@@ -99,7 +99,7 @@ def placed(image: Path, label: Path, raw: Path) -> Path:
         (raw / part).mkdir(parents=True, exist_ok=True)
     target = raw / "imagesTr" / "c_0000.nii.gz"
     target.unlink(missing_ok=True)
-    _prepare_case(Case("c", (image,), label), raw, ["CT"], [0, 1], "inputs")
+    prepare_case(Case("c", (image,), label), raw, ["CT"], [0, 1], "inputs")
     return target
 
 

@@ -420,7 +420,7 @@ def test_wrong_settings_are_refused(
     ("variable", "value", "message"),
     [
         ("NODE_SELECTOR", "gpu", 'NODE_SELECTOR=\'{"pool": "gpu"}\'.'),
-        ("REGISTRI", "x", "did you mean MEDSEG_PLATFORM_REGISTRY?"),
+        ("REGISTRI", "x", "did you mean 'MEDSEG_PLATFORM_REGISTRY'?"),
         ("MEMORY", "8 GB", "memory"),
     ],
 )

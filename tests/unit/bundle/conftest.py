@@ -34,7 +34,7 @@ def balance_classes(config: TaskConfig) -> None:
     """
     import torch
 
-    from medseg.bundle.torchscript import _load_network
+    from medseg.bundle.torchscript import load_network
     from medseg.nnunet import load_checkpoint
     from medseg.nnunet.preprocessing import example_patches
 
@@ -42,7 +42,7 @@ def balance_classes(config: TaskConfig) -> None:
     plans = json.loads((folder.parent / "plans.json").read_text())
     patches = example_patches(config.preprocessed_folder, plans, config.configuration)
     with torch.no_grad():
-        means = _load_network(folder / "model.pt")(patches).mean(dim=(0, 2, 3, 4))
+        means = load_network(folder / "model.pt")(patches).mean(dim=(0, 2, 3, 4))
     path = config.fold_folder() / "checkpoint_final.pth"
     checkpoint = load_checkpoint(path)
     weights = checkpoint["network_weights"]

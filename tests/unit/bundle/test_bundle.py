@@ -23,7 +23,7 @@ from medseg.bundle import (
     segment,
 )
 from medseg.bundle.metadata import validation_dice
-from medseg.bundle.torchscript import _load_network, compare, load_packaged
+from medseg.bundle.torchscript import compare, load_network, load_packaged
 from medseg.config import TaskConfig, load_config
 from medseg.nnunet.preprocessing import example_patches
 from medseg.project import DataRoot, UserError, write_json
@@ -307,7 +307,7 @@ def test_a_full_disk(
 
 def test_traced_network_is_the_original(trained: TaskConfig) -> None:
     packaged = load_packaged(model_file(trained))
-    original = _load_network(trained.bundle_folder / "models" / "fold_0" / "model.pt")
+    original = load_network(trained.bundle_folder / "models" / "fold_0" / "model.pt")
     patches = example_patches(trained.preprocessed_folder, packaged.plans, "tiny")
     assert compare(original, packaged.network, patches) < 1e-4
     assert packaged.network.state_dict().keys() == original.state_dict().keys()
@@ -318,7 +318,7 @@ def test_traced_network_is_the_original(trained: TaskConfig) -> None:
 
 
 def test_another_network_is_refused(trained: TaskConfig) -> None:
-    original = _load_network(trained.bundle_folder / "models" / "fold_0" / "model.pt")
+    original = load_network(trained.bundle_folder / "models" / "fold_0" / "model.pt")
     plans = json.loads((trained.bundle_folder / "models" / "plans.json").read_text())
     patches = example_patches(trained.preprocessed_folder, plans, "tiny")
 

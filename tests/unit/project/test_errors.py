@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medseg.project import findings, nearest, type_and_place
+from medseg.project import findings, hint, type_and_place
 
 
 class _Stage(BaseModel):
@@ -43,10 +43,10 @@ def test_what_pydantic_finds_is_a_sentence(content: dict[str, Any], sentence: st
     assert "xxx" not in found  # a long value would hide the rest
 
 
-def test_the_nearest_word_is_named_however_far_it_is() -> None:
-    assert nearest("trian", ["segment", "train"]) == "train"
-    assert nearest("q", ["segment"]) == "segment"
-    assert nearest("train", []) == ""
+def test_a_misspelt_word_is_named_and_no_other() -> None:
+    assert hint("trian", ["segment", "train"]) == " (did you mean 'train'?)"
+    assert hint("s3_secret", ["notify_secret", "mlflow_secret"]) == ""
+    assert hint("train", []) == ""
 
 
 def test_an_error_without_its_text() -> None:
