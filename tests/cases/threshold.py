@@ -1,4 +1,4 @@
-"""A packaged model that needs no training: two thresholds."""
+"""A packaged model that needs no training: what is brighter than thresholds."""
 
 from __future__ import annotations
 
@@ -12,38 +12,46 @@ import torch
 
 
 class Thresholds(torch.nn.Module):
-    """Above 100, and above 400: as two labels (three heads) or as two regions (two)."""
+    """What is above each of rising thresholds, as labels (argmax) or as regions (one head each)."""
 
-    def __init__(self, regions: bool) -> None:
+    def __init__(self, thresholds: Sequence[float], regions: bool) -> None:
         super().__init__()
+        self.thresholds = list(thresholds)
         self.regions = regions
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        low, high = image - 100, image - 400
-        heads = [low, high] if self.regions else [torch.zeros_like(image), low, low + high]
-        return torch.cat(heads, dim=1)
+        above = torch.cat([image - threshold for threshold in self.thresholds], dim=1)
+        if self.regions:
+            return above
+        return torch.cat([torch.zeros_like(image), above.cumsum(dim=1)], dim=1)
 
 
 def write_threshold_model(
     path: Path,
     labels: Mapping[str, int | Sequence[int]],
     regions_class_order: Sequence[int] = (),
+    *,
+    thresholds: Sequence[float] = (100, 400),
+    spacing: Sequence[float] = (2.5, 0.8, 0.9),
+    patch_size: Sequence[int] = (8, 24, 24),
 ) -> Path:
-    """Packages :class:`Thresholds` for CT at its own spacing of 2.5 x 0.8 x 0.9 mm.
+    """Packages :class:`Thresholds` for one CT channel.
 
     Args:
         path: The file to write.
-        labels: nnU-Net's labels: the background and two more.
+        labels: nnU-Net's labels: the background and one for each threshold.
         regions_class_order: Where they are regions.
+        thresholds: Values in HU, rising.
+        spacing: The model's own, in mm, z first.
+        patch_size: In voxels, z first.
     """
-    plans = _plans()
     dataset: dict[str, Any] = {"labels": dict(labels), "channel_names": {"0": "CT"}}
     if regions_class_order:
         dataset["regions_class_order"] = list(regions_class_order)
-    values = [0, *(regions_class_order or (1, 2))]
+    values = [0, *(regions_class_order or range(1, len(thresholds) + 1))]
     definition = {str(value): name for value, name in zip(values, labels, strict=False)}
     inference = {
-        "plans": plans,
+        "plans": _plans(spacing, patch_size),
         "dataset_json": dataset,
         "nnunet_config_ckpt": {
             "trainer_name": "nnUNetTrainer",
@@ -52,10 +60,10 @@ def write_threshold_model(
         },
     }
     metadata = {"network_data_format": {"outputs": {"pred": {"channel_def": definition}}}}
+    network = Thresholds(thresholds, bool(regions_class_order))
     packed = io.BytesIO()
-    network = torch.jit.trace(Thresholds(bool(regions_class_order)), torch.zeros(1, 1, 8, 24, 24))
     torch.jit.save(
-        network,
+        torch.jit.trace(network, torch.zeros(1, 1, *patch_size)),
         packed,
         _extra_files={
             "metadata.json": json.dumps(metadata),
@@ -66,33 +74,22 @@ def write_threshold_model(
     return path
 
 
-def _plans() -> dict[str, Any]:
-    """nnU-Net's plans of a CT model at that spacing."""
-    resampling = {
-        f"resampling_fn_{what}": "resample_data_or_seg_to_shape"
-        for what in ("data", "seg", "probabilities")
-    }
-    options = {
-        f"resampling_fn_{what}_kwargs": {
-            "is_seg": what == "seg",
-            "order": 1,
-            "order_z": 0,
-            "force_separate_z": None,
-        }
-        for what in ("data", "seg", "probabilities")
-    }
+def _plans(spacing: Sequence[float], patch_size: Sequence[int]) -> dict[str, Any]:
+    """nnU-Net's plans of a CT model."""
+    kinds = ("data", "seg", "probabilities")
+    options = {"order": 1, "order_z": 0, "force_separate_z": None}
     configuration = {
         "data_identifier": "x",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
-        "patch_size": [8, 24, 24],
-        "median_image_size_in_voxels": [8, 24, 20],
-        "spacing": [2.5, 0.8, 0.9],
+        "patch_size": list(patch_size),
+        "median_image_size_in_voxels": list(patch_size),
+        "spacing": list(spacing),
         "normalization_schemes": ["NoNormalization"],
         "use_mask_for_norm": [False],
         "architecture": {"network_class_name": "x", "arch_kwargs": {}, "_kw_requires_import": []},
-        **resampling,
-        **options,
+        **{f"resampling_fn_{kind}": "resample_data_or_seg_to_shape" for kind in kinds},
+        **{f"resampling_fn_{k}_kwargs": {"is_seg": k == "seg", **options} for k in kinds},
     }
     return {
         "dataset_name": "Dataset001_Thresholds",
