@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from medseg.cli import main
+from medseg.project import DataRoot
 from tests.cases.threshold import write_threshold_model
 
 
@@ -32,3 +33,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*arguments: object) -> Result:
     """Runs ``medseg`` as a user does."""
     return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+def run_pipeline(name: str, root: DataRoot, **arguments: object) -> Result:
+    """Runs a compiled pipeline as a user does; see :func:`run`."""
+    given = [part for key, value in arguments.items() for part in ("-p", f"{key}={value}")]
+    done = run("run", name, "--data-root", root.path, *given)
+    assert "Traceback" not in done.output
+    return done
+
+
+def words(done: Result) -> str:
+    """What a command printed, whatever the width of its lines."""
+    return " ".join(done.output.split())

@@ -13,15 +13,13 @@ import numpy as np
 import pydicom
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from medseg.cli import main
-from medseg.config import load_config
+from medseg.config import TaskConfig, load_config
 from medseg.dataset import read_quality
-from medseg.dicom import nifti_to_dicom, read_image
+from medseg.dicom import read_image
 from medseg.dicom.seg import paint_segments, read_segments
-from medseg.dicom.to_nifti import convert_studies, list_studies
 from medseg.project import DataRoot
+from tests.cases.conftest import run, run_pipeline
 from tests.cases.threshold import write_threshold_model
 
 LABELS: dict[str, Any] = {"background": 0, "Low": 1, "High": 2}
@@ -34,8 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def segment(source: Path, model: Path, output: Path) -> str:
-    command = ["segment", str(source), "--model", str(model), "-o", str(output), "--no-tta"]
-    done = CliRunner().invoke(main, command)
+    done = run("segment", source, "--model", model, "-o", output, "--no-tta")
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -153,36 +150,45 @@ def test_regions_come_and_go(name: str, real_data: Path, root: DataRoot) -> None
     config_path = root.path / f"{name}.yaml"
     shutil.copyfile(case / "configs" / f"{name}.yaml", config_path)
     config = load_config(config_path, root)
-    list_studies(root, "DICOM", config=config)
-    (case_name,) = convert_studies(root, "DICOM", 0, config=config).cases
-    folder = config.data_folder / case_name
-    label = np.asarray(nibabel.load(folder / f"{case_name}_label.nii.gz").dataobj)
+    path = converted_label(root, "DICOM", config)
+    label = np.asarray(nibabel.load(path).dataobj)
     assert dict(zip(*np.unique(label, return_counts=True), strict=True)) == {
         0: label.size - 349,
         1: 331,
         2: 18,
     }
-    from medseg.dataset import collect_dataset
-
-    collect_dataset(root, config=config)
     (row,) = read_quality(config.data_folder)
     assert row.volumes_ml["Whole"] == pytest.approx(0.628, abs=1e-3)
 
     if "ignore" in config.labels:
         label[0, 0, 0] = 3
-        image = nibabel.load(folder / f"{case_name}_label.nii.gz")
-        path = folder / f"{case_name}_label.nii.gz"
+        image = nibabel.load(path)
         nibabel.save(nibabel.Nifti1Image(label, image.affine, image.header), path)
-    nifti_to_dicom(root, f"NIFTI/{name}", "BACK", config=config)
+    done = run_pipeline(
+        "nifti_to_dicom",
+        root,
+        input_folder=f"NIFTI/{name}",
+        output="BACK",
+        config_file_path=config_path.name,
+    )
+    assert done.exit_code == 0, done.output
     (written,) = (root.path / "BACK").rglob("SEG/*.dcm")
     check_dicom(written)
     content = yaml.safe_load(config_path.read_text())
     content["data_dir"] = "/mnt/Data/NIFTI/again"
     config_path.write_text(yaml.safe_dump(content, sort_keys=False))
-    config = load_config(config_path, root)
-    list_studies(root, "BACK", config=config)
-    (case_name,) = convert_studies(root, "BACK", 0, config=config).cases
-    back = np.asarray(
-        nibabel.load(config.data_folder / case_name / f"{case_name}_label.nii.gz").dataobj
+    path = converted_label(root, "BACK", load_config(config_path, root))
+    np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj), label)
+
+
+def converted_label(root: DataRoot, folder: str, config: TaskConfig) -> Path:
+    """The label of the one case that dicom_to_nifti makes of a folder."""
+    done = run_pipeline(
+        "dicom_to_nifti",
+        root,
+        studies=f"file:///mnt/Data/{folder}",
+        config_file_path=config.path.name,
     )
-    np.testing.assert_array_equal(back, label)
+    assert done.exit_code == 0, done.output
+    (path,) = config.data_folder.glob("*/*_label.nii.gz")
+    return path
