@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 
+TOKEN = "MEDSEG_TEST_TOKEN"
 MEDSEG = str(Path(sys.executable).with_name("medseg"))
 
 
@@ -59,7 +61,7 @@ def kill_during(stage: str, moment: str, name: str, root: Path, **arguments: Any
         arguments: The pipeline's arguments.
     """
     with running_until(stage, moment, name, root, **arguments) as running:
-        kill_tree(running.process.pid)
+        running.kill()
         assert not running.reached("end"), f"the kill came after the end of {stage}"
 
 
@@ -86,7 +88,8 @@ def running_until(
     before = set((root / "runs").glob("*"))
     with tempfile.TemporaryDirectory() as scratch:
         mark = Path(scratch) / "mark"
-        environment = {**os.environ, "COLUMNS": "200"}
+        token = str(uuid.uuid4())
+        environment = {**os.environ, "COLUMNS": "200", TOKEN: token}
         if verb in ("reading", "writing"):
             environment["MEDSEG_TEST_STOP"] = f"{stage}:{verb}:{what}:{mark}"
             environment["PYTHONPATH"] = str(Path(__file__).with_name("moments"))
@@ -97,7 +100,7 @@ def running_until(
             text=True,
             env=environment,
         )
-        running = Running(process, stage, root, before, mark)
+        running = Running(process, token, stage, root, before, mark)
         deadline = time.monotonic() + 600
         try:
             while not (running.reached(verb, what) if verb == "progress" else mark.exists()):
@@ -106,7 +109,7 @@ def running_until(
                 time.sleep(0.02)
             yield running
         finally:
-            kill_tree(process.pid)
+            kill_family(token)
             process.communicate()
 
 
@@ -119,10 +122,15 @@ class Running:
     """
 
     process: subprocess.Popen[str]
+    _token: str
     _stage: str
     _root: Path
     _before: set[Path]
     _mark: Path
+
+    def kill(self) -> None:
+        """Kills it, with all its processes."""
+        kill_family(self._token)
 
     def go_on(self) -> None:
         """Lets a stage go on that stands still."""
@@ -142,16 +150,26 @@ class Running:
         )
 
 
-def kill_tree(pid: int) -> None:
+def kill_family(token: str) -> None:
+    """Kills all processes with a token in their environment, however they are related.
+
+    Their parents are no guide: what was started between a look at the family and its end would
+    live on, and hold a stage's lock.
+    """
+    deadline = time.monotonic() + 10
+    while family := [process for process in psutil.process_iter() if _belongs(process, token)]:
+        assert time.monotonic() < deadline, f"cannot be killed: {family}"
+        for process in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _belongs(process: psutil.Process, token: str) -> bool:
     try:
-        parent = psutil.Process(pid)
-        family = [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(family, timeout=10)
+        return process.environ().get(TOKEN) == token
+    except psutil.Error:  # it is gone, or a zombie, which has no environment
+        return False
 
 
 def modified(folder: Path, pattern: str) -> dict[str, int]:
