@@ -109,10 +109,10 @@ case "$command" in
     setup
     lint
     if [ "${1:-}" = --slow ]; then
-      how=() # one at a time: a long training is to have all cores
+      how=(-m "") # one at a time: a long training is to have all cores
       shift
     else # three at once, on two cores: most of a test's time goes to imports, some to waiting
-      how=(-m "not slow" -n 3 --no-loadscope-reorder)
+      how=(-n 3 --no-loadscope-reorder)
       export OMP_NUM_THREADS=1 # threads of several tests would wait for each other
     fi
     export PATH="$venv/bin:$PATH" # the tests call programs that came with packages

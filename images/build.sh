@@ -119,6 +119,7 @@ print("\n".join(sorted(f"{d.name}=={d.version}" for d in distributions())))' |
   rm "$bom.tar" "$bom.log"
 }
 
+bills=() # made while the next image is built
 build dependencies runtime dependencies --build-arg "BASE_IMAGE=$base"
 for image in ${only:-runtime builder map-dicom map-nifti}; do
   case "$image" in
@@ -126,8 +127,10 @@ for image in ${only:-runtime builder map-dicom map-nifti}; do
     builder) build builder builder "" --build-arg "BASE_IMAGE=$base" ;;
     *) build "$image" map "$image" --build-arg "DEPENDENCIES_IMAGE=$registry/dependencies:$version" ;;
   esac
-  bill_of_materials "$image"
+  bill_of_materials "$image" &
+  bills+=($!)
   [ -z "$push" ] || "$docker" push --quiet "$registry/$image:$version"
 done
+for bill in "${bills[@]}"; do wait "$bill"; done
 "$docker" images --filter "label=org.opencontainers.image.revision=$revision" \
   --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}'

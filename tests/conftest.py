@@ -84,10 +84,12 @@ ORDER = (
     "unit/tracking",
     "pipelines/test_compiled",
     "pipelines/test_manifests",
+    "pipelines/test_recurring",  # minutes each: not at the end, where they would run alone
+    "pipelines/test_demo",
+    "pipelines/test_hippocampus",
     "cases",
     "services",
     "unit",
-    "pipelines/test_volume",
     "pipelines",
 )
 """Parts of the tests, the cheap ones before others; a test belongs to the longest that fits it."""

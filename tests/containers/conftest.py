@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,24 +69,35 @@ class Images:
     builder: str
     map_dicom: str
     map_nifti: str
-    pushed_dicom: str
-    pushed_nifti: str
+    _pushes: tuple[Future[str], Future[str]]
+
+    @property
+    def pushed_dicom(self) -> str:
+        return self._pushes[0].result()
+
+    @property
+    def pushed_nifti(self) -> str:
+        return self._pushes[1].result()
 
 
 @pytest.fixture(scope="session")
 def images(
     engine: docker.DockerClient, registry: Registry, tmp_path_factory: pytest.TempPathFactory
-) -> Images:
+) -> Iterator[Images]:
     build_images(base_image(engine, tmp_path_factory.mktemp("base")))
-    pushed = []
-    for name in ("map-dicom", "map-nifti"):
-        target = f"{registry.host}/kfp-medseg/{name}"
-        engine.images.get(PlatformSettings().image(name)).tag(target, __version__)
-        for line in engine.images.push(target, __version__, stream=True, decode=True):
-            assert "error" not in line, line
-        pushed.append(f"{target}:{__version__}")
     names = map(PlatformSettings().image, ("runtime", "builder", "map-dicom", "map-nifti"))
-    return Images(*names, *pushed)
+    with ThreadPoolExecutor(1) as pool:  # a minute, which the training need not wait for
+        pushes = [pool.submit(push, engine, registry, n) for n in ("map-dicom", "map-nifti")]
+        yield Images(*names, (pushes[0], pushes[1]))
+
+
+def push(engine: docker.DockerClient, registry: Registry, name: str) -> str:
+    """Pushes an image of the project; returns what it is called in the registry."""
+    target = f"{registry.host}/kfp-medseg/{name}"
+    engine.images.get(PlatformSettings().image(name)).tag(target, __version__)
+    for line in engine.images.push(target, __version__, stream=True, decode=True):
+        assert "error" not in line, line
+    return f"{target}:{__version__}"
 
 
 def build_images(base: str, only: str = "") -> None:
@@ -103,7 +115,7 @@ def project(images: Images, shared_data: Path, tmp_path_factory: pytest.TempPath
     """A data root after ``lifecycle`` in containers: DICOM in, a packaged model out."""
     root = tmp_path_factory.mktemp("containers")
     names = copy_cases(shared_data, root / "decathlon", 6 + HELD_BACK)
-    write_project(root, names[-HELD_BACK:], num_epochs=2, iterations_per_epoch=4, num_processes=1)
+    write_project(root, names[-HELD_BACK:], num_epochs=1, iterations_per_epoch=2, num_processes=1)
     (root / "task.yaml").write_text(yaml.safe_dump({"tasks": {"Hippocampus": hippocampus_task()}}))
     give_away(root)
     run_docker(root, "nifti_to_dicom", images, input_folder="decathlon", output="DICOM/Task04")
