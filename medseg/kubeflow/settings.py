@@ -368,9 +368,8 @@ class PlatformSettings(_SecretNames):
         for name in value:
             if name not in known:
                 raise ValueError(
-                    f"{name!r} is no parameter of the platform (did you mean "
-                    f"{nearest(name, known)!r}?): these settings have no value for it, and what a "
-                    "pipeline itself asks for stays in its form"
+                    f"{name!r} is no parameter of the platform{hint(name, known)}: these settings "
+                    "have no value for it, and what a pipeline itself asks for stays in its form"
                 )
         return value
 
