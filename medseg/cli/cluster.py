@@ -94,6 +94,7 @@ def upload(connect: Connect, names: tuple[str, ...]) -> None:
         version = cluster.upload(pipeline)
         state = "uploaded" if version.created else "unchanged"
         click.echo(f"{pipeline.kfp_name} {version.name}: {state}, {version.url}")
+    _note(cluster.left_out)
 
 
 @click.command()
@@ -167,20 +168,16 @@ def runs(connect: Connect, run: str | None, count: int, experiment: str, schedul
 @click.command()
 @click.argument("run")
 @click.argument("task", required=False, default="")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run (or TASK) has ended.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Also what Kubeflow's launcher and executor say."
+)
 @_cluster
-def logs(connect: Connect, run: str, task: str) -> None:
-    """Show the logs of RUN's tasks, or of one TASK."""
-    from medseg.kubeflow.namespace import pod_logs
-    from medseg.project import UserError
+def logs(connect: Connect, run: str, task: str, follow: bool, everything: bool) -> None:
+    """Show what RUN's tasks say, or one TASK."""
+    from medseg.cli.watch import show_logs
 
-    cluster = connect()
-    known = cluster.run(run)
-    try:
-        for name, text in pod_logs(known.id, cluster.namespace, task):
-            click.secho(f"--- {name}", bold=True)
-            click.echo(text)
-    except UserError as error:
-        raise UserError(f"{error} The UI shows the logs that it keeps: {known.url}") from None
+    show_logs(connect(), run, task, everything=everything, follow=follow)
 
 
 @click.command()
@@ -192,7 +189,7 @@ def cancel(connect: Connect, run: str, recurring: bool) -> None:
     cluster = connect()
     if recurring:
         cluster.cancel_recurring_run(run)
-        click.echo(f"removed the recurring run {run}")
+        click.echo(f"removed the recurring run {run}; a run of it that was under way ends with it")
     else:
         cluster.cancel(run)
         click.echo(f"ending the run {run}")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Iterator
 
 import click
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from medseg.kubeflow.client import Cluster, Run, Task
+from medseg.kubeflow.client import Cluster
+from medseg.kubeflow.tasks import Run, Task
 
-_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "red", "RUNNING": "yellow"}
+_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "magenta", "RUNNING": "yellow"}
+_WORDS = {"CANCELED": "cancelled", "CANCELING": "cancelling"}
 
 
 def show_runs(runs: list[Run]) -> None:
@@ -25,13 +27,11 @@ def show_runs(runs: list[Run]) -> None:
 
 
 def show_run(run: Run) -> None:
-    """Prints a run and its tasks."""
+    """Prints a run and its tasks, and the reasons of those that failed or wait."""
     console = _console()
     console.print(f"[bold]{escape(run.name)}[/] {_state(run.state)}")
-    if run.tasks:
-        console.print(_tasks(run))
-    if run.error:
-        console.print(f"[red]error:[/] {escape(run.error)}")
+    console.print(_tasks(run) if run.tasks else "Kubeflow names no tasks (yet).")
+    _print_reasons(console, run)
     console.print(run.url)
 
 
@@ -58,31 +58,63 @@ def show_wait(cluster: Cluster, run: Run, poll_s: float = 5) -> Run:
     try:
         if console.is_terminal:
             with Live(console=console, refresh_per_second=2) as live:
-                run = cluster.wait(run.id, lambda seen: live.update(_tasks(seen)), poll_s)
+                run = cluster.wait(run.id, lambda seen: live.update(_live(seen)), poll_s)
         else:
-            known: dict[tuple[int, str], str] = {}
-
-            def tell(seen: Run) -> None:
-                for index, task in enumerate(seen.tasks):
-                    if known.get((index, task.name)) != task.state:
-                        known[index, task.name] = task.state
-                        console.print(f"  {task.name}: {task.state.lower()}{_reason(task)}")
-
-            run = cluster.wait(run.id, tell, poll_s)
+            run = cluster.wait(run.id, _Teller(console).tell, poll_s)
     except KeyboardInterrupt:
         click.echo(f"\nstopped watching; the run goes on (medseg runs {run.id})", err=True)
         raise SystemExit(130) from None
-    for task in run.tasks:
-        if task.state == "FAILED":
-            console.print(f"[red]error:[/] {task.name}{_reason(task) or ': see medseg logs'}")
-    if run.error:
-        console.print(f"[red]error:[/] {escape(run.error)}")
+    _print_reasons(console, run)
     console.print(f"{escape(run.name)} {_state(run.state)}")
     return run
 
 
+class _Teller:
+    """Prints a line for each change of a run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._known: dict[str, str] = {}
+
+    def tell(self, run: Run) -> None:
+        """Prints what is new."""
+        for task in run.tasks:
+            text = _progress(task)
+            if task.reason and task.state != "FAILED":  # those stand at the end
+                text += f": {task.reason}"
+            if self._known.get(task.id) != text:
+                self._known[task.id] = text
+                self._console.print(f"  {escape(task.title)}: {escape(text)}")
+
+
+def show_logs(cluster: Cluster, run: str, task: str, *, everything: bool, follow: bool) -> None:
+    """Prints the logs of a run's tasks, each below its title.
+
+    Args:
+        cluster: Where it runs.
+        run: The run.
+        task: Only this task; empty: all.
+        everything: Also what Kubeflow says.
+        follow: Until the run or the task has ended; Ctrl-C stops the watching, not the run.
+    """
+    before = ""
+    try:
+        for title, line in cluster.logs(run, task, everything=everything, follow=follow):
+            if title != before:
+                click.secho(f"--- {title}", bold=True)
+                before = title
+            click.echo(line)
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped watching; the run goes on (medseg runs {run})", err=True)
+        raise SystemExit(130) from None
+
+
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
+
+
+def _live(run: Run) -> Group:
+    return Group(_tasks(run), *_reasons(run))
 
 
 def _tasks(run: Run) -> Table:
@@ -90,15 +122,37 @@ def _tasks(run: Run) -> Table:
     for task in run.tasks:
         seconds = ""
         if task.started:
-            seconds = f"{((task.finished or datetime.now(UTC)) - task.started).total_seconds():.0f}"
-        table.add_row(escape(task.name), _state(task.state) + _reason(task), seconds)
+            seconds = f"{((task.finished or run.now) - task.started).total_seconds():.0f}"
+        colour = _COLOURS.get(task.state, "default")
+        table.add_row(escape(task.title), f"[{colour}]{_progress(task)}[/]", seconds)
     return table
+
+
+def _reasons(run: Run) -> Iterator[str]:
+    """What failed and what waits, a line for each."""
+    for task in run.tasks:
+        if task.state == "FAILED":
+            yield f"[red]error:[/] {escape(task.title)}: {escape(task.reason)}"
+        elif task.reason:
+            yield f"[yellow]waiting:[/] {escape(task.title)}: {escape(task.reason)}"
+    if run.error:
+        yield f"[red]error:[/] {escape(run.error)}"
+
+
+def _print_reasons(console: Console, run: Run) -> None:
+    for line in _reasons(run):
+        console.print(line)
+
+
+def _progress(task: Task) -> str:
+    attempt = f" (attempt {task.attempts})" if task.attempts > 1 else ""
+    return f"{_word(task.state)}{attempt}"
 
 
 def _state(state: str) -> str:
     colour = _COLOURS.get(state, "default")
-    return f"[{colour}]{state.lower()}[/]"
+    return f"[{colour}]{_word(state)}[/]"
 
 
-def _reason(task: Task) -> str:
-    return f": {escape(task.error)}" if task.error else ""
+def _word(state: str) -> str:
+    return _WORDS.get(state, state.lower())

@@ -1,7 +1,6 @@
 from .client import Cluster as Cluster
 from .compiled import read_pipeline as read_pipeline
 from .local import run_local as run_local
-from .namespace import pod_logs as pod_logs
 from .notify import report_run as report_run
 from .platform import platform_arguments as platform_arguments
 from .platform import platform_pipeline as platform_pipeline

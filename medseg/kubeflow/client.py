@@ -9,27 +9,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from medseg import __version__
 from medseg.kubeflow.compiled import CompiledPipeline
 from medseg.kubeflow.connection import Api, PassingError
+from medseg.kubeflow.logs import read_logs
 from medseg.kubeflow.namespace import claim_exists
+from medseg.kubeflow.naming import Naming
+from medseg.kubeflow.reasons import Reasons
 from medseg.kubeflow.schedules import check_schedule
+from medseg.kubeflow.server import left_out
+from medseg.kubeflow.tasks import Run, read_run
 from medseg.project import UserError
 
 EXPERIMENT = "medseg"
-FINISHED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
-# drivers, executors, the root, loops, conditions and handlers are KFP's own steps
-_OWN_STEP = re.compile(
-    r"(root|executor|iteration-\w+|.*-driver|"
-    r"(for-loop|condition|condition-branches|exit-handler)-\d+)(\(.*\))?"
-)
 
 Note = Callable[[str], None]
 
@@ -51,53 +49,6 @@ class Version:
     name: str
     created: bool
     url: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of a run.
-
-    Attributes:
-        name: The stage.
-        state: KFP's word, such as ``RUNNING``.
-        started: When it started, if it has.
-        finished: When it ended, if it has.
-        error: Why it failed, as far as KFP knows.
-    """
-
-    name: str
-    state: str
-    started: datetime | None = None
-    finished: datetime | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run on the cluster.
-
-    Attributes:
-        id: Its identifier.
-        name: Its name in the UI.
-        state: KFP's word, such as ``RUNNING``.
-        created: When it was created.
-        error: Why it failed, as far as KFP knows.
-        tasks: Its tasks, in the order of their start.
-        url: Its page in the UI.
-    """
-
-    id: str
-    name: str
-    state: str
-    created: datetime | None
-    error: str
-    url: str
-    tasks: tuple[Task, ...] = field(default=())
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has ended, well or badly."""
-        return self.state in FINISHED
 
 
 @dataclass(frozen=True)
@@ -142,6 +93,13 @@ class Cluster:
         self.host, self.namespace = self._api.host, self._api.namespace
         self._client = self._api.client
         self._own_namespace = self._api.own_namespace or None
+        self._specs: dict[tuple[str, str], dict[str, Any]] = {}
+        self._reasons: dict[str, Reasons] = {}
+
+    @property
+    def left_out(self) -> str:
+        """What this installation leaves out of what the stages ask for, in a line."""
+        return left_out(self._api.server)
 
     # --- pipelines ---
 
@@ -256,7 +214,7 @@ class Cluster:
                     version_id=version.version_id,
                     service_account=service_account or None,
                 )
-        return self._run(run)
+        return read_run(run, Naming({}, {}), self._api.page("runs", run.run_id))
 
     def schedule(
         self,
@@ -366,16 +324,58 @@ class Cluster:
                 experiment_id=identifier or None,
                 namespace=self._own_namespace,
             )
-        return [self._run(run) for run in listed.runs or []]
+        return [
+            read_run(run, Naming({}, {}), self._api.page("runs", run.run_id))
+            for run in listed.runs or []
+        ]
 
     def run(self, run_id: str) -> Run:
-        """One run with its tasks.
+        """One run with its tasks: why they failed, and why they do not start.
+
+        Args:
+            run_id: The run.
 
         Raises:
             UserError: There is no such run.
         """
         with self._api.call(f"reading the run {run_id}"):
-            return self._run(self._client.get_run(run_id))
+            answer = self._client.get_run(run_id)
+        naming = Naming(self._spec(answer), _arguments(answer))
+        run = read_run(answer, naming, self._api.page("runs", answer.run_id))
+        reasons = self._reasons.setdefault(run.id, Reasons(self._api, run.id))
+        return reasons.explain(run, naming.parameters)
+
+    def _spec(self, run: Any) -> dict[str, Any]:
+        """The pipeline of a run; empty where it is gone or may not be read."""
+        spec, reference = run.pipeline_spec, run.pipeline_version_reference
+        if spec is None and reference and reference.pipeline_version_id:
+            key = reference.pipeline_id, reference.pipeline_version_id
+            if key not in self._specs:
+                with contextlib.suppress(UserError), self._api.call("reading the pipeline"):
+                    version = self._client.get_pipeline_version(*key)
+                    self._specs[key] = version.pipeline_spec or {}
+            spec = self._specs.get(key)
+        spec = spec if isinstance(spec, dict) else {}
+        return dict(spec.get("pipeline_spec") or spec)
+
+    def logs(
+        self, run_id: str, task: str = "", *, everything: bool = False, follow: bool = False
+    ) -> Iterator[tuple[str, str]]:
+        """What the tasks of a run say: from Kubeflow, where that has nothing from Kubernetes.
+
+        Args:
+            run_id: The run.
+            task: Only this task: its name, or its title (``train fold 2``).
+            everything: Also what Kubeflow's launcher and executor say.
+            follow: Goes on until the run (or the task) has ended.
+
+        Yields:
+            The task's title and a line of its log, task by task in the order of their start.
+
+        Raises:
+            UserError: There is no such run or task, or no log of it can be read.
+        """
+        yield from read_logs(self._api, lambda: self.run(run_id), task, everything, follow)
 
     def wait(self, run_id: str, listener: Callable[[Run], None], poll_s: float = 5) -> Run:
         """Waits until a run ends.
@@ -429,7 +429,7 @@ class Cluster:
                 return found
 
     def cancel_recurring_run(self, recurring_run_id: str) -> None:
-        """Removes a schedule; runs that it has started go on.
+        """Removes a schedule, and with it ends a run of it that is under way.
 
         Raises:
             UserError: There is no such recurring run.
@@ -439,30 +439,6 @@ class Cluster:
             self._client.delete_recurring_run(recurring_run_id)
 
     # --- from KFP's objects to ours ---
-
-    def _run(self, run: Any) -> Run:
-        details = run.run_details.task_details if run.run_details else None
-        tasks = [
-            Task(
-                name=task.display_name,
-                state=task.state or "PENDING",
-                started=task.start_time,
-                finished=task.end_time if task.state in FINISHED else None,
-                error=_message(task.error),
-            )
-            for task in details or []
-            if task.display_name and not _OWN_STEP.fullmatch(task.display_name)
-        ]
-        last = datetime.max.replace(tzinfo=UTC)
-        return Run(
-            id=run.run_id,
-            name=run.display_name,
-            state=run.state or "PENDING",
-            created=run.created_at,
-            error=_message(run.error),
-            tasks=tuple(sorted(tasks, key=lambda task: task.started or last)),
-            url=self._api.page("runs", run.run_id),
-        )
 
     def _recurring_run(self, run: Any) -> RecurringRun:
         trigger = run.trigger
@@ -509,5 +485,5 @@ def _named(name: str) -> str:
     )
 
 
-def _message(error: Any) -> str:
-    return str(error.message or "") if error else ""
+def _arguments(run: Any) -> dict[str, Any]:
+    return dict((run.runtime_config.parameters if run.runtime_config else None) or {})

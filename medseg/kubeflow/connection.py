@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from medseg.project.variables import HOST, NAMESPACE, TOKEN_FILE, UI_HOST
 
 SINGLE_USER_NAMESPACE = "kubeflow"
 """Where the runs of a single-user installation live."""
+
+_TO_LOGIN = (301, 302, 303, 307, 401)  # a browser is sent to the login page with a redirection
 
 
 class PassingError(UserError):
@@ -35,6 +40,7 @@ class Api:
         namespace: Where the user's claims, Secrets and pods are.
         own_namespace: Its own word for that; empty for a single-user installation, which refuses
             any name.
+        server: What the installation says of itself (the answer to ``healthz``).
         client: The ``kfp.Client``.
         models: ``kfp_server_api``, whose models the client takes.
 
@@ -49,12 +55,13 @@ class Api:
 
     def __init__(self, host: str, namespace: str) -> None:
         self.host = _find_host(host)
-        token_file = _find_token_file()
+        self._token_file = token_file = _find_token_file()
         with _quiet():
             import kfp
             import kfp_server_api
         self.models = kfp_server_api
-        multi_user = _probe(self.host, token_file)
+        self.server, self._clock_ahead = _probe(self.host, token_file)
+        multi_user = bool(self.server.get("multi_user"))
         self.namespace = (
             namespace
             or NAMESPACE.value
@@ -86,6 +93,52 @@ class Api:
             identifier: What it is about.
         """
         return f"{(UI_HOST.value or self.host).rstrip('/')}/#/{kind}/details/{identifier}"
+
+    def now(self) -> datetime:
+        """The time on the installation's clock, which this machine's may differ from."""
+        return datetime.now(UTC) + self._clock_ahead
+
+    def read(self, path: str) -> Iterator[bytes] | None:
+        """What an address that the published client leaves out answers with, in pieces.
+
+        Args:
+            path: The path below the host.
+
+        Returns:
+            The pieces; None where the installation has nothing there.
+
+        Raises:
+            UserError: The token is not taken, or there is no right to read it; a
+                :class:`PassingError` where the installation does not answer.
+        """
+        try:
+            answer = requests.get(
+                f"{self.host}/{path}",
+                headers=_login(self._token_file),
+                timeout=(20, 120),
+                allow_redirects=False,
+                stream=True,
+            )
+        except requests.RequestException:
+            raise PassingError(f"{self.host} no longer answers.") from None
+        if answer.status_code in (*_TO_LOGIN, 403):
+            answer.close()
+            status = 403 if answer.status_code == 403 else 401
+            raise _explain(status, "", "reading a log", self.host, self.namespace)
+        pieces = self._pieces(answer)
+        first = next(pieces, b"")
+        # an error after the first piece would come with status 200
+        if answer.status_code != 200 or first.startswith(b'{"error_message"'):
+            pieces.close()
+            return None
+        return itertools.chain([first], pieces)
+
+    def _pieces(self, answer: requests.Response) -> Generator[bytes]:
+        with answer:
+            try:
+                yield from answer.iter_content(64 * 1024)
+            except requests.RequestException:
+                raise PassingError(f"{self.host} no longer answers.") from None
 
     @contextlib.contextmanager
     def call(self, doing: str) -> Iterator[None]:
@@ -141,25 +194,30 @@ def _find_token_file() -> Path | None:
     return None
 
 
-def _probe(host: str, token_file: Path | None) -> bool:
+def _login(token_file: Path | None) -> dict[str, str]:
+    if token_file is None:
+        return {}
+    return {"Authorization": f"Bearer {token_file.read_text(encoding='utf-8').strip()}"}
+
+
+def _probe(host: str, token_file: Path | None) -> tuple[dict[str, Any], timedelta]:
     """Asks the host what it is; ``kfp.Client`` itself would try for half a minute and more.
 
     Returns:
-        Whether it serves several users, each in a namespace.
+        What it says of itself, and how far its clock is ahead of this machine's.
     """
-    headers = {}
-    if token_file is not None:
-        headers["Authorization"] = f"Bearer {token_file.read_text(encoding='utf-8').strip()}"
     try:
         answer = requests.get(
-            f"{host}/apis/v2beta1/healthz", headers=headers, timeout=20, allow_redirects=False
+            f"{host}/apis/v2beta1/healthz",
+            headers=_login(token_file),
+            timeout=20,
+            allow_redirects=False,
         )
     except requests.RequestException as error:
         raise certificate_error(error, host) or UserError(
             f"{host} cannot be reached: check the host."
         ) from None
-    if answer.status_code in (301, 302, 303, 307, 401):
-        # a browser is sent to the login page at this point
+    if answer.status_code in _TO_LOGIN:
         raise _explain(401, "", "asking for the API", host, "")
     if answer.status_code == 403:
         raise _explain(403, "", "asking for the API", host, "")
@@ -172,7 +230,10 @@ def _probe(host: str, token_file: Path | None) -> bool:
             f"{host} is no Kubeflow Pipelines API (healthz answers {answer.status_code}): "
             "the host is often the Kubeflow URL with /pipeline."
         ) from None
-    return bool(content.get("multi_user"))
+    ahead = timedelta()
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # a server need not tell the time
+        ahead = parsedate_to_datetime(answer.headers["Date"]) - datetime.now(UTC)
+    return content, ahead if abs(ahead) > timedelta(seconds=5) else timedelta()
 
 
 def _transport(host: str) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""What the project asks of Kubernetes itself: the claim, Secrets, the logs of pods."""
+"""What the project asks of Kubernetes itself: the claim, Secrets, pods and their logs."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,48 +114,70 @@ def claim_exists(claim: str, namespace: str = "") -> str:
     return ""
 
 
-def pod_logs(run_id: str, namespace: str = "", task: str = "") -> Iterator[tuple[str, str]]:
-    """The logs of a run's tasks, as far as their pods are still there.
+def pod_log(connection: Connection, pod: str, namespace: str) -> Iterator[bytes] | None:
+    """The log of a stage's pod.
 
     Args:
-        run_id: The run.
-        namespace: Its namespace; default: the one that the configuration names.
-        task: Only this task.
+        connection: The way to its cluster.
+        pod: Its name.
+        namespace: Its namespace.
 
-    Yields:
-        The task and its log, in the order of their start.
+    Returns:
+        The log in pieces; None where its container has not started, or it is gone.
 
     Raises:
-        UserError: Kubernetes cannot be reached, or has no such pod any more.
+        ApiException: Kubernetes refused.
     """
-    with core_api() as (api, default, cluster):
-        namespace = namespace or default
-        pods = api.list_namespaced_pod(namespace, label_selector=f"pipeline/runid={run_id}").items
-        found = False
-        for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp):
-            name = _task_of(pod)
-            if not name or (task and name != task):
-                continue
-            found = True
-            try:
-                text = api.read_namespaced_pod_log(pod.metadata.name, namespace, container="main")
-            except ApiException as error:
-                if error.status != 400:  # it waits for its image or a node
-                    raise
-                text = f"(no log yet: {pod.status.phase.lower()})\n"
-            yield name, text
-    if not found:
-        which = f"task {task!r} of the run" if task else "run"
-        raise UserError(
-            f"the namespace {namespace} in {cluster} has no pod of the {which} {run_id} (any more)."
+    try:
+        answer = connection.api.read_namespaced_pod_log(
+            pod, namespace, container="main", _preload_content=False, _request_timeout=(5, 120)
         )
+    except ApiException as error:
+        if error.status not in (400, 404):  # 400: it waits for its image or a node
+            raise
+        return None
+    chunks: Iterator[bytes] = answer.stream(64 * 1024)
+    return chunks
 
 
-def _task_of(pod: Any) -> str:
-    """The task that a pod executes; empty for KFP's own (drivers)."""
-    annotations = pod.metadata.annotations or {}
-    # Argo writes workflow.root.….task.executor
-    parts = annotations.get("workflows.argoproj.io/node-name", "").split(".")
-    if len(parts) < 2 or not parts[-1].startswith("executor"):
-        return ""
-    return str(parts[-2].split("(")[0])
+def run_pods(
+    connection: Connection, run_id: str, namespace: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """The pods of a run that are there, and what has happened to them.
+
+    Args:
+        connection: The way to their cluster.
+        run_id: The run.
+        namespace: Its namespace.
+
+    Returns:
+        The pods by their identifiers in the workflow, and the events by the names of pods; without
+        the right to read events there are none of these.
+
+    Raises:
+        ApiException: Kubernetes refused.
+    """
+    api = connection.api
+    options = {"_preload_content": False, "_request_timeout": (5, 30)}
+    answer = api.list_namespaced_pod(
+        namespace, label_selector=f"pipeline/runid={run_id}", **options
+    )
+    pods = {_node_of(pod): pod for pod in json.loads(answer.data)["items"]}
+    events: dict[str, list[dict[str, Any]]] = {}
+    for pod in pods.values():
+        name = pod["metadata"]["name"]
+        if pod.get("status", {}).get("phase") != "Pending":
+            continue
+        try:
+            answer = api.list_namespaced_event(
+                namespace, field_selector=f"involvedObject.name={name}", **options
+            )
+        except ApiException:  # the pods' conditions say most of it
+            break
+        events[name] = json.loads(answer.data)["items"]
+    return pods, events
+
+
+def _node_of(pod: dict[str, Any]) -> str:
+    marks = pod["metadata"].get("annotations") or {}
+    return str(marks.get("workflows.argoproj.io/node-id") or pod["metadata"]["name"])

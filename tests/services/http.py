@@ -25,6 +25,7 @@ class Answer:
     status: int
     body: bytes = b""
     kind: str = "application/json"
+    date: str = ""  # of the server's clock; empty: this machine's
 
 
 @contextlib.contextmanager
@@ -45,7 +46,8 @@ def serve(answer: Callable[[Request], Answer], tls: ssl.SSLContext | None = None
                 body=self.rfile.read(length),
             )
             reply = answer(given)
-            self.send_response(reply.status)
+            self.send_response_only(reply.status)
+            self.send_header("Date", reply.date or self.date_time_string())
             self.send_header("Content-Type", reply.kind)
             self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
@@ -60,7 +62,7 @@ def serve(answer: Callable[[Request], Answer], tls: ssl.SSLContext | None = None
     server.daemon_threads = True
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
         yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"

@@ -13,8 +13,11 @@ import inspect
 import json
 import re
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import kfp_server_api
@@ -27,6 +30,7 @@ from tests.services.http import Answer, Request
 from tests.services.models import Refused, check_model
 
 SERVICES = ("Pipeline", "PipelineUpload", "Run", "Experiment", "RecurringRun", "Healthz")
+LOG = re.compile(r"/apis/v1alpha1/runs/(?P<run>[^/]+)/nodes/(?P<pod>[^/]+)/log")
 Body = dict[str, Any]
 
 
@@ -74,6 +78,10 @@ class KubeflowApi:
         namespace: The only namespace with rights; empty: a single-user installation.
         failures: What the next calls of an API method answer in place of their result.
         progress: What a run looks like, one entry for each look at it; the last one stays.
+        healthz: What it says of itself beside ``multi_user``.
+        now: The time on its clock; None: this machine's.
+        logs: The logs that it has, by pod; one that is JSON is an error.
+        log_refused: The status with which it refuses to read logs; 0: it does not.
         violations: Requests that did not follow the published API.
         calls: The API methods that were called.
     """
@@ -82,6 +90,10 @@ class KubeflowApi:
     namespace: str = ""
     failures: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     progress: list[Body] = field(default_factory=list)
+    healthz: Body = field(default_factory=lambda: {"tag_name": "2.17.0", "commit_sha": "0"})
+    now: datetime | None = None
+    logs: dict[str, bytes] = field(default_factory=dict)
+    log_refused: int = 0
     violations: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     pipelines: dict[str, Body] = field(default_factory=dict)
@@ -99,18 +111,56 @@ class KubeflowApi:
         return [c for c in self.calls if not re.search("_(list|get)_", c)]
 
     def answer(self, request: Request) -> Answer:
+        date = format_datetime(self.now, usegmt=True) if self.now else ""
         try:
+            self._login(request)
+            log = LOG.fullmatch(request.path)
+            if log:
+                return self._log(log["run"], log["pod"])
             status, content = 200, self._answer(request)
         except Refused as refused:
             status = refused.status
             content = {"error": refused.message, "code": 3, "message": refused.message}
             if status == 400:
                 self.violations.append(refused.message)
-        return Answer(status, json.dumps(content).encode())
+        return Answer(status, json.dumps(content).encode(), date=date)
 
-    def _answer(self, request: Request) -> Body:
+    def _login(self, request: Request) -> None:
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
             raise Refused(401, "the token has expired")
+
+    def _log(self, run: str, pod: str) -> Answer:
+        self.calls.append("log")
+        if self.log_refused:
+            raise Refused(self.log_refused, "no")
+        text = self.logs.get(pod, b"") if run in self.runs else b""
+        if not text or text.startswith(b"{"):
+            lost = {"error_message": f"Failed to read logs for run {run}", "error_details": ""}
+            return Answer(500, text or json.dumps(lost).encode())
+        return Answer(200, text, "text/plain")
+
+    def record(self, folder: Path) -> str:
+        """Serves a run as a real Kubeflow answered, with its logs and the pipeline it had.
+
+        Args:
+            folder: With ``run.json`` and ``log.POD.txt``.
+
+        Returns:
+            The run's identifier.
+        """
+        run = json.loads((folder / "run.json").read_text())
+        self.runs[run["run_id"]] = run
+        logs = {file.name[4:-4]: file.read_bytes() for file in folder.glob("log.*.txt")}
+        self.logs |= logs
+        reference = run["pipeline_version_reference"]
+        self.versions[reference["pipeline_version_id"]] = {
+            **reference,
+            "name": folder.name,
+            "pipeline_spec": {"pipeline_spec": pipeline_of(log.decode() for log in logs.values())},
+        }
+        return str(run["run_id"])
+
+    def _answer(self, request: Request) -> Body:
         for route in self.routes:
             match = route.path.fullmatch(request.path)
             if match and route.method == request.method:
@@ -132,6 +182,8 @@ class KubeflowApi:
             raise Refused(501, f"{route.name} is not part of this server")
         result: Body = handler(request, match.groupdict(), body)
         check_model(route.response, result, f"answer of {route.name}", kfp_server_api)
+        if route.name == "healthz_service_get_healthz":  # it says more than is published
+            result |= self.healthz
         return result
 
     # --- healthz, pipelines ---
@@ -173,6 +225,11 @@ class KubeflowApi:
     ) -> Body:
         own = {k: v for k, v in self.versions.items() if v["pipeline_id"] == path["pipeline_id"]}
         return {"pipeline_versions": _filtered(own, request)}
+
+    def pipeline_service_get_pipeline_version(
+        self, _: Request, path: dict[str, str], __: Any
+    ) -> Body:
+        return _get(self.versions, path["pipeline_version_id"])
 
     def pipeline_service_delete_pipeline_version(
         self, _: Request, path: dict[str, str], __: Any
@@ -280,6 +337,23 @@ class KubeflowApi:
     ) -> Body:
         del self.recurring_runs[path["recurring_run_id"]]
         return {}
+
+
+def pipeline_of(logs: Iterable[str]) -> Body:
+    """The pipeline that a run's drivers were given, as they print it at the head of their logs."""
+    pipeline: Body = {"root": {}, "components": {}}
+    for log in logs:
+        given = {
+            name: json.JSONDecoder().raw_decode(log, match.end())[0]
+            for name in ("ComponentSpec", "TaskSpec")
+            if (match := re.search(f" input {name}:", log))
+        }
+        if "TaskSpec" in given:
+            name = given["TaskSpec"]["componentRef"]["name"]
+            pipeline["components"][name] = given["ComponentSpec"]
+        elif given:
+            pipeline["root"] = given["ComponentSpec"]
+    return pipeline
 
 
 def _add(store: dict[str, Body], key: str, value: Body) -> Body:

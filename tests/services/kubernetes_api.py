@@ -30,13 +30,25 @@ class KubernetesApi:
         namespace: The only namespace with rights.
         objects: All objects by kind (plural) and name.
         logs: Logs by pod.
+        forbidden: The kinds of objects (plural) that may not be read.
     """
 
     namespace: str = "team"
     objects: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
+    forbidden: set[str] = field(default_factory=set)
     violations: list[str] = field(default_factory=list)
     version: int = 0
+
+    def record(self, folder: Path) -> None:
+        """Serves the pods and events of a run as a real Kubernetes had them.
+
+        Args:
+            folder: With ``pods.json`` and ``events.json``.
+        """
+        for kind in ("pods", "events"):
+            items = json.loads((folder / f"{kind}.json").read_text())
+            self.objects[kind] = {item["metadata"]["name"]: item for item in items}
 
     def answer(self, request: Request) -> Answer:
         try:
@@ -57,6 +69,8 @@ class KubernetesApi:
         if match["namespace"] != self.namespace:
             raise Refused(403, f"forbidden in {match['namespace']}")
         kind, name = match["kind"], match["name"]
+        if kind in self.forbidden:
+            raise Refused(403, f"may not read {kind}")
         store = self.objects.setdefault(kind, {})
         if name and request.method != "POST" and name not in store:
             raise Refused(404, f'{kind} "{name}" not found')
@@ -66,6 +80,11 @@ class KubernetesApi:
                 raise Refused(400, "container is waiting to start")
             return self.logs[name]
         if request.method == "GET" and not name:
+            if kind == "events":
+                key, value = request.query["fieldSelector"].split("=")
+                assert key == "involvedObject.name"
+                items = [o for o in store.values() if o["involvedObject"].get("name") == value]
+                return {"kind": "EventList", "apiVersion": "v1", "items": items}
             key, value = request.query["labelSelector"].split("=")
             items = [o for o in store.values() if o["metadata"]["labels"].get(key) == value]
             return {"kind": "PodList", "apiVersion": "v1", "items": items}

@@ -218,7 +218,7 @@ def test_runs_and_cancel(kubeflow: KubeflowApi, medseg: Medseg) -> None:
     assert "failed: http" in medseg("cancel", "nothing", status=1).stderr
 
 
-def _pod(run: str, name: str, node: str, second: int) -> dict[str, Any]:
+def _pod(run: str, name: str, node: str, second: int, phase: str = "Succeeded") -> dict[str, Any]:
     return {
         "metadata": {
             "name": name,
@@ -226,18 +226,20 @@ def _pod(run: str, name: str, node: str, second: int) -> dict[str, Any]:
             "annotations": {"workflows.argoproj.io/node-name": node},
             "creationTimestamp": f"2026-01-01T00:00:{second:02}Z",
         },
-        "status": {"phase": "Pending"},
+        "status": {"phase": phase},
     }
 
 
-def test_logs(kubeflow: KubeflowApi, kubernetes: KubernetesApi, medseg: Medseg) -> None:
+def test_logs_of_a_server_that_names_no_tasks(
+    kubeflow: KubeflowApi, kubernetes: KubernetesApi, medseg: Medseg
+) -> None:
     medseg("submit", "train", *TRAIN)
     (run,) = kubeflow.runs
     message = medseg("logs", run, status=1).stderr
-    assert "the namespace team in the cluster of the kube context test has no pod of" in message
-    assert f"the run {run} (any more). The UI shows" in message
+    assert "there are no logs of the run" in message
+    assert "Kubeflow names no tasks of it (yet). Its page: http" in message
     kubernetes.objects["pods"] = {
-        "c": _pod(run, "c", "medseg-train-x.root.notify.executor", 3),
+        "c": _pod(run, "c", "medseg-train-x.root.notify.executor", 3, "Pending"),
         "b": _pod(run, "b", "medseg-train-x.root.exit-handler-1.train.executor", 2),
         "a": _pod(run, "a", "medseg-train-x.root-driver", 1),
         "d": _pod("another", "d", "medseg-train-y.root.train.executor", 4),
@@ -245,9 +247,9 @@ def test_logs(kubeflow: KubeflowApi, kubernetes: KubernetesApi, medseg: Medseg) 
     kubernetes.logs = {"a": "driver", "b": "epoch 1", "d": "not ours"}
     output = medseg("logs", run).stdout.splitlines()
     assert output[:2] == ["--- train", "epoch 1"]
-    assert output[2:4] == ["--- notify", "(no log yet: pending)"]
+    assert output[2:4] == ["--- notify", "(no log yet: its pod has not started.)"]
     assert medseg("logs", run, "train").stdout == "--- train\nepoch 1\n"
-    assert "no pod of the task 'trian'" in medseg("logs", run, "trian", status=1).stderr
+    assert "no task 'trian', only train, notify" in medseg("logs", run, "trian", status=1).stderr
 
 
 def test_logs_without_kubernetes(kubeflow: KubeflowApi, medseg: Medseg) -> None:
@@ -401,7 +403,7 @@ def test_the_claim_in_a_pod_without_a_token(
     note = medseg("submit", "train", *TRAIN).stderr
     assert "claim medseg-data exists: this pod has no token to reach Kubernetes with" in note
     (run,) = kubeflow.runs
-    assert "error: this pod has no token" in medseg("logs", run, status=1).stderr
+    assert "and this pod has no token" in medseg("logs", run, status=1).stderr
 
 
 def _certificate(folder: Path) -> ssl.SSLContext:
