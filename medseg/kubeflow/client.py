@@ -29,6 +29,8 @@ from medseg.project import UserError
 
 EXPERIMENT = "medseg"
 
+_NAMELESS = Naming({}, {})
+
 Note = Callable[[str], None]
 
 
@@ -214,7 +216,7 @@ class Cluster:
                     version_id=version.version_id,
                     service_account=service_account or None,
                 )
-        return read_run(run, Naming({}, {}), self._api.page("runs", run.run_id))
+        return self._read(run)
 
     def schedule(
         self,
@@ -324,10 +326,7 @@ class Cluster:
                 experiment_id=identifier or None,
                 namespace=self._own_namespace,
             )
-        return [
-            read_run(run, Naming({}, {}), self._api.page("runs", run.run_id))
-            for run in listed.runs or []
-        ]
+        return [self._read(run) for run in listed.runs or []]
 
     def run(self, run_id: str) -> Run:
         """One run with its tasks: why they failed, and why they do not start.
@@ -338,12 +337,18 @@ class Cluster:
         Raises:
             UserError: There is no such run.
         """
-        with self._api.call(f"reading the run {run_id}"):
-            answer = self._client.get_run(run_id)
+        answer = self._get(run_id)
         naming = Naming(self._spec(answer), _arguments(answer))
-        run = read_run(answer, naming, self._api.page("runs", answer.run_id))
+        run = self._read(answer, naming)
         reasons = self._reasons.setdefault(run.id, Reasons(self._api, run.id))
         return reasons.explain(run, naming.parameters)
+
+    def _get(self, run_id: str) -> Any:
+        with self._api.call(f"reading the run {run_id}"):
+            return self._client.get_run(run_id)
+
+    def _read(self, run: Any, naming: Naming = _NAMELESS) -> Run:
+        return read_run(run, naming, self._api.page("runs", run.run_id))
 
     def _spec(self, run: Any) -> dict[str, Any]:
         """The pipeline of a run; empty where it is gone or may not be read."""
@@ -409,7 +414,7 @@ class Cluster:
         Raises:
             UserError: There is no such run, or it has ended.
         """
-        run = self.run(run_id)
+        run = self._read(self._get(run_id))
         if run.finished:
             raise UserError(f"the run {run_id} has already ended ({run.state.lower()}).")
         with self._api.call(f"ending the run {run_id}"):

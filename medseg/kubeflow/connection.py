@@ -127,8 +127,9 @@ class Api:
             raise _explain(status, "", "reading a log", self.host, self.namespace)
         pieces = self._pieces(answer)
         first = next(pieces, b"")
-        # an error after the first piece would come with status 200
-        if answer.status_code != 200 or first.startswith(b'{"error_message"'):
+        a_page = answer.headers.get("Content-Type", "").startswith("text/html")
+        # an error after the answer's beginning comes with status 200
+        if answer.status_code != 200 or a_page or first.startswith(b'{"error_message"'):
             pieces.close()
             return None
         return itertools.chain([first], pieces)
@@ -230,6 +231,8 @@ def _probe(host: str, token_file: Path | None) -> tuple[dict[str, Any], timedelt
             f"{host} is no Kubeflow Pipelines API (healthz answers {answer.status_code}): "
             "the host is often the Kubeflow URL with /pipeline."
         ) from None
+    if content.get("apiServerReady") is False:
+        raise UserError(f"{host} shows its pages, but its API is not there: try again in a while.")
     ahead = timedelta()
     with contextlib.suppress(KeyError, TypeError, ValueError):  # a server need not tell the time
         ahead = parsedate_to_datetime(answer.headers["Date"]) - datetime.now(UTC)

@@ -1,11 +1,13 @@
 """The logs of a run's stages: what a stage says, without what Kubeflow says around it.
 
 KFP's API serves a log while its pod runs and from the archive afterwards, always as a whole: the
-``follow`` that its address takes is not looked at. Where KFP does not answer, Kubernetes is asked.
+``follow`` that its address takes is not looked at. Its pages, which are what a site shows outside,
+do not hand that address on, but have one of their own. Where KFP has nothing, Kubernetes is asked.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -32,6 +34,10 @@ _TEMPLATES = (
     *("retry-system-container-impl", "system-container-impl"),
     *("system-container-driver", "system-dag-driver"),
 )
+
+
+_OF_API = "apis/v1alpha1/runs/{run}/nodes/{pod}/log"
+_OF_PAGES = "k8s/pod/logs?podname={pod}&runid={run}&podnamespace={namespace}"
 
 
 class NoLogError(UserError):
@@ -69,6 +75,7 @@ class Logs:
 
     def __init__(self, api: Api, run_id: str) -> None:
         self._api, self._run_id = api, run_id
+        self._doors = [_OF_API, _OF_PAGES]
         self._templates = list(_TEMPLATES)
         self._pods: dict[str, str] = {}
         self._read: dict[str, int] = {}
@@ -168,13 +175,16 @@ class Logs:
 
     def _from_kfp(self, node: str) -> Iterator[bytes]:
         workflow, _, number = node.rpartition("-")
-        names = [f"{workflow}-{template}-{number}" for template in self._templates]
-        for index, name in enumerate([*names, node]):
-            chunks = self._api.read(f"apis/v1alpha1/runs/{self._run_id}/nodes/{name}/log")
+        names = {each: f"{workflow}-{each}-{number}" for each in self._templates} | {"": node}
+        for door, (template, pod) in itertools.product(self._doors, names.items()):
+            chunks = self._api.read(
+                door.format(run=self._run_id, pod=pod, namespace=self._api.own_namespace)
+            )
             if chunks is None:
                 continue
-            if index < len(names):  # the next pod is mostly of the same kind
-                self._templates.insert(0, self._templates.pop(index))
+            # the next pod is mostly of the same kind
+            self._doors.sort(key=lambda other: other != door)
+            self._templates.sort(key=lambda other: other != template)
             yield from chunks
             return
         raise NoLogError("Kubeflow has no log of it (its pod is gone, and nothing is archived).")

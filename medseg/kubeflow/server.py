@@ -17,9 +17,10 @@ def left_out(server: dict[str, Any]) -> str:
     """What an installation leaves out, in a line.
 
     Args:
-        server: What it says of itself (``/apis/v2beta1/healthz``).
+        server: What it says of itself (``/apis/v2beta1/healthz``); its pages spell that otherwise.
     """
-    version = _version(str(server.get("tag_name", "")))
+    tag = str(server.get("tag_name") or server.get("apiServerTagName") or "")
+    version = _version(tag)
     if version is None:
         newer = " (2.14 or newer, as it names its pipeline store)" if _has_store(server) else ""
         retries = "" if newer else " before 2.14 it leaves out retries, and"
@@ -27,7 +28,7 @@ def left_out(server: dict[str, Any]) -> str:
             f"the server hides its version{newer}:{retries} before 2.16 it leaves out the security "
             f"context of the stages ({_USER})."
         )
-    name = f"Kubeflow Pipelines {server['tag_name']}"
+    name = f"Kubeflow Pipelines {tag}"
     if version < OLDEST:
         return f"{name} is older than 2.5, which runs need at least: have it updated."
     gaps = []
@@ -51,4 +52,5 @@ def _version(tag: str) -> tuple[int, int] | None:
 
 
 def _has_store(server: dict[str, Any]) -> bool:
-    return bool(server.get("pipeline_store"))  # there was none before 2.14
+    # there was none before 2.14
+    return bool(server.get("pipeline_store") or server.get("pipelineStore"))

@@ -82,6 +82,8 @@ class KubeflowApi:
         now: The time on its clock; None: this machine's.
         logs: The logs that it has, by pod; one that is JSON is an error.
         log_refused: The status with which it refuses to read logs; 0: it does not.
+        pages: Whether one comes in by its pages, as from outside a cluster: these hand only the
+            published API on, and have an address of their own for logs.
         violations: Requests that did not follow the published API.
         calls: The API methods that were called.
     """
@@ -94,6 +96,7 @@ class KubeflowApi:
     now: datetime | None = None
     logs: dict[str, bytes] = field(default_factory=dict)
     log_refused: int = 0
+    pages: bool = False
     violations: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     pipelines: dict[str, Body] = field(default_factory=dict)
@@ -115,8 +118,12 @@ class KubeflowApi:
         try:
             self._login(request)
             log = LOG.fullmatch(request.path)
-            if log:
+            if log and not self.pages:
                 return self._log(log["run"], log["pod"])
+            if self.pages and request.path == "/k8s/pod/logs":
+                return self._log_of_pages(**request.query)
+            if log or request.path == "/k8s/pod/logs":
+                return Answer(404, b"<pre>Cannot GET</pre>", "text/html")
             status, content = 200, self._answer(request)
         except Refused as refused:
             status = refused.status
@@ -138,6 +145,12 @@ class KubeflowApi:
             lost = {"error_message": f"Failed to read logs for run {run}", "error_details": ""}
             return Answer(500, text or json.dumps(lost).encode())
         return Answer(200, text, "text/plain")
+
+    def _log_of_pages(self, podname: str, runid: str, podnamespace: str) -> Answer:
+        self._in_namespace(podnamespace)
+        answer = self._log(runid, podname)
+        lost = Answer(500, b"Could not get main container logs: Error", "text/plain")
+        return lost if answer.status == 500 else answer
 
     def record(self, folder: Path) -> str:
         """Serves a run as a real Kubeflow answered, with its logs and the pipeline it had.
@@ -184,6 +197,10 @@ class KubeflowApi:
         check_model(route.response, result, f"answer of {route.name}", kfp_server_api)
         if route.name == "healthz_service_get_healthz":  # it says more than is published
             result |= self.healthz
+            if self.pages:
+                names = {"tag_name": "apiServerTagName", "pipeline_store": "pipelineStore"}
+                result = {names.get(key, key): value for key, value in result.items()}
+                result["apiServerReady"] = True
         return result
 
     # --- healthz, pipelines ---

@@ -199,10 +199,11 @@ def test_why_it_does_not_start(
     stage = name.partition("_")[0]
     started = datetime(2026, 11, 25, 8, 37 if stage == "segment" else 38, tzinfo=UTC)
     started += timedelta(seconds=31 if stage == "segment" else 7)
-    kubeflow.now = started + timedelta(seconds=29)  # a day behind this machine's clock
-    assert _listed(medseg("runs", run).stdout)[1:] == [f"{stage} pending 29"]
+    kubeflow.now = started  # a day behind this machine's clock
+    (line,) = _listed(medseg("runs", run).stdout)[1:]
+    assert line.startswith(f"{stage} pending ")
     assert medseg("logs", run).stdout == f"--- {stage}\n(no log yet: its pod has not started.)\n"
-    kubeflow.now += timedelta(seconds=2)
+    kubeflow.now += timedelta(seconds=31)
     assert _listed(medseg("runs", run).stdout)[-1] == f"waiting: {stage}: {sentence}"
     assert medseg("logs", run).stdout == f"--- {stage}\n(no log yet: {sentence})\n"
 
@@ -270,6 +271,22 @@ def test_logs_are_what_the_stage_says(
     everything = medseg("logs", run, "nifti_to_dicom", "--all").stdout.splitlines()
     (file,) = (real_data / "kfp" / "nifti_to_dicom").glob("log.*impl*")
     assert everything == ["--- nifti-to-dicom", *file.read_text().splitlines()]
+
+
+def test_from_outside_one_comes_by_the_pages(
+    recorded: Record, kubeflow: KubeflowApi, kubernetes: KubernetesApi, medseg: Medseg
+) -> None:
+    kubernetes.forbidden = {"pods"}
+    kubeflow.pages = True
+    run = recorded("train_failed")
+    assert _listed(medseg("runs", run).stdout)[-1] == f"error: train: {NO_CONFIG}"
+    assert medseg("logs", run).stdout == f"--- train\nerror: {NO_CONFIG}\n"
+    assert "note: Kubeflow Pipelines 2.17.0 leaves out" in medseg("upload", "train").stderr
+    kubeflow.logs.clear()
+    assert "Kubeflow has no log of it" in medseg("logs", run, status=1).stderr
+    kubeflow.healthz["apiServerReady"] = False
+    kubeflow.pages = False  # its pages alone answer
+    assert "its API is not there: try again" in medseg("runs", run, status=1).stderr
 
 
 def test_logs_of_one_task(recorded: Record, medseg: Medseg) -> None:
@@ -380,13 +397,18 @@ def test_no_tasks(recorded: Record, kubeflow: KubeflowApi, medseg: Medseg) -> No
     assert medseg("logs", run).stdout == f"--- train\nerror: {NO_CONFIG}\n"
 
 
-def test_a_clock_that_is_an_hour_ahead(
-    recorded: Record, kubeflow: KubeflowApi, medseg: Medseg
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_differs_by_an_hour(
+    recorded: Record, kubeflow: KubeflowApi, medseg: Medseg, hours: int
 ) -> None:
     run = recorded("segment_no_gpu.pending")
-    # this machine's clock: an hour before the stage was asked for
-    kubeflow.now = datetime(2026, 11, 25, 8, 38, 31, tzinfo=UTC)
-    assert _listed(medseg("runs", run).stdout)[1] == "segment pending 60"
+    kubeflow.now = datetime.now(UTC) + timedelta(hours=hours)
+    asked = f"{kubeflow.now - timedelta(seconds=60):%Y-%m-%dT%H:%M:%SZ}"
+    for each in kubeflow.runs[run]["run_details"]["task_details"]:
+        each["start_time"] = asked
+    _, stage, reason = _listed(medseg("runs", run).stdout)
+    assert 60 <= int(stage.removeprefix("segment pending ")) < 120
+    assert reason == f"waiting: segment: {NO_NODE}"
 
 
 # --- what the server leaves out ---
