@@ -6,6 +6,8 @@ task), ``imaging`` (volumes), ``dataset`` (cases), ``tracking`` (MLflow), ``dico
 ``kubeflow``, ``cli``. ``docs/architecture.md`` is the map.
 """
 
+import logging
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the folders beside this one, which become packages in it when it is installed
@@ -15,3 +17,11 @@ if TYPE_CHECKING:  # the folders beside this one, which become packages in it wh
     pipelines: Any
 
 __version__ = "0.1.0"
+
+if os.environ.get("_KFP_RUNTIME") == "true":
+    # KFP's executor logs from INFO on, and so would every library, into the pod's log and the
+    # artifact executor-logs. Ours is the first of a stage's imports, and its lines are prints.
+    _root = logging.getLogger()
+    _root.setLevel(logging.WARNING)
+    for _handler in _root.handlers:  # for loggers that have a level of their own
+        _handler.setLevel(logging.WARNING)

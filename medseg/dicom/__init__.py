@@ -19,7 +19,8 @@ inside this room. Slices ascend along the normal that the row and column directi
 
 Patients stay private: messages quote of a header only descriptions of series, labels of segments
 and numbers of instances, and what must be remembered of patients lies in ``<root>/.medseg/dicom``,
-readable by its owner only.
+readable by its owner only. Importing this room silences the libraries of DICOM, whose logs and
+warnings quote headers.
 pydicom's warnings quote the values that break the standard, a patient's name among them. Reading
 DICOM through this room therefore sets pydicom's ``reading_validation_mode`` to ``IGNORE``, for the
 whole process and for good: pydicom checks a value when it is first asked for, which may be long
@@ -38,6 +39,17 @@ What a predictor does with it::
         write_nifti(mask, volume.affine, "out.nii.gz")
 """
 
+import logging
+import warnings
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+for _library in ("pydicom", "highdicom", "pynetdicom", "dicomweb_client"):
+    _logger = logging.getLogger(_library)
+    _logger.addHandler(logging.NullHandler())
+    _logger.propagate = False
+warnings.filterwarnings(
+    "ignore", module=r"(pydicom|highdicom|pynetdicom|dicomweb_client|medseg\.dicom)\b"
+)

@@ -1,25 +1,12 @@
-"""What is remembered of patients: below ``<root>/.medseg/dicom``, for its owner's eyes only.
-
-Whoever imports this also silences the libraries of DICOM, whose logs and warnings quote headers.
-"""
+"""What is remembered of patients: below ``<root>/.medseg/dicom``, for its owner's eyes only."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import warnings
 from pathlib import Path
 
 from medseg import project
 from medseg.project import DataRoot
-
-for _library in ("pydicom", "highdicom", "pynetdicom", "dicomweb_client"):
-    _logger = logging.getLogger(_library)
-    _logger.addHandler(logging.NullHandler())
-    _logger.propagate = False
-warnings.filterwarnings(
-    "ignore", module=r"(pydicom|highdicom|pynetdicom|dicomweb_client|medseg\.dicom)\b"
-)
 
 
 def private_folder(root: DataRoot) -> Path:

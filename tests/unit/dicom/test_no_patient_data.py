@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -15,6 +19,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import yaml
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,10 +34,12 @@ from medseg.components import (
     list_studies,
     nifti_to_dicom,
     segment,
+    test_model,
 )
 from medseg.imaging import write_nifti
 from medseg.project import DataRoot
 from medseg.project.variables import EVENTS
+from tests.cases.talkative import talkative
 from tests.cases.threshold import write_threshold_model
 
 MARKER = "Zyzzyva"
@@ -83,6 +90,8 @@ FAULTS = (
 )
 """What fails; no file makes a library fail on demand in every place."""
 
+STAGES = ["dicom_to_nifti", "nifti_to_dicom", "segment", "medseg segment"]
+
 ERRORS = (ValueError, RuntimeError, KeyError, TypeError, OSError, AttributeError, Exception)
 
 
@@ -121,9 +130,19 @@ def mark(files: list[Path], folder: Path, keywords: set[str]) -> None:
         dataset.save_as(folder / kind / f"{number}.dcm")
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store of MLflow, which takes seconds to make its tables."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @contextmanager
 def everything_told(root: Path) -> Iterator[Callable[[], str]]:
-    """Console, events, and the log with every logger's lines, as Kubeflow's executor shows them."""
+    """Console, events, MLflow's store, and the log with every logger's lines."""
     told, log = io.StringIO(), logging.StreamHandler(io.StringIO())
     logging.getLogger().addHandler(log)
     level = logging.getLogger().level
@@ -131,8 +150,9 @@ def everything_told(root: Path) -> Iterator[Callable[[], str]]:
     events = root / "events.jsonl"
 
     def text() -> str:
-        written = events.read_text() if events.exists() else ""
-        return told.getvalue() + log.stream.getvalue() + written
+        files = [events, root / "mlflow.db", *(root / "mlartifacts").rglob("*")]
+        kept = [path.read_bytes().decode("latin-1") for path in files if path.is_file()]
+        return "".join([told.getvalue(), log.stream.getvalue(), *kept])
 
     try:
         with redirect_stdout(told), redirect_stderr(told):
@@ -143,12 +163,30 @@ def everything_told(root: Path) -> Iterator[Callable[[], str]]:
 
 
 def stages(model: Path, root: Path) -> dict[str, Callable[[], Any]]:
-    artifact = SimpleNamespace(metadata={}, path=str(root / "table.html"))
+    artifact = SimpleNamespace(
+        metadata={}, path=str(root / "table.html"), log_metric=lambda *_: None
+    )
 
     def convert() -> None:
         list_studies.python_func("DICOM", "out")
         convert_studies.python_func("DICOM", 0, artifact, "out")
         collect_dataset.python_func(artifact, artifact, "out")
+
+    def measure() -> None:
+        convert()
+        cases = [path.parent.name for path in (root / "out").glob("*/*_image.nii.gz")]
+        config = {
+            "data_dir": "out",
+            "dataset_name_or_id": "4",
+            "experiment_name": "Task",
+            "labels": {"background": 0, "Low": 1, "High": 2},
+            "test_cases": sorted(cases),
+            "bundle_config": {"bundle_root": "bundle"},
+        }
+        (root / "config.yaml").write_text(yaml.safe_dump(config))
+        (root / "bundle/models/fold_0").mkdir(parents=True)
+        shutil.copyfile(model, root / "bundle/models/fold_0/model.ts")
+        test_model.python_func("config.yaml", artifact)
 
     def console() -> None:
         command = ["segment", str(root / "DICOM/ct"), "--model", str(model)]
@@ -159,6 +197,7 @@ def stages(model: Path, root: Path) -> dict[str, Callable[[], Any]]:
 
     return {
         "dicom_to_nifti": convert,
+        "test_model": measure,
         "nifti_to_dicom": lambda: nifti_to_dicom.python_func("in", "back", artifact, modality="CT"),
         "segment": lambda: segment.python_func("model.ts", "DICOM/ct", "out", artifact),
         "medseg segment": console,
@@ -168,6 +207,7 @@ def stages(model: Path, root: Path) -> dict[str, Callable[[], Any]]:
 def check(
     study: list[Path],
     model: Path,
+    store: Path,
     stage: str,
     fault: str,
     kind: type[Exception],
@@ -179,6 +219,7 @@ def check(
         patch.setenv(EVENTS.name, str(root / "events.jsonl"))
         mark(study, root / "DICOM", keywords)
         shutil.copyfile(model, root / "model.ts")
+        shutil.copyfile(store, root / "mlflow.db")
         write_nifti(np.ones((2, 3, 4), np.int16), np.eye(4), root / "in/a/a_image.nii.gz")
         quoted = f"Invalid value: {MARKED}"
 
@@ -196,13 +237,14 @@ def check(
         text = told()
         assert MARKER not in text, text
         assert DATE not in text, text
+        assert stage != "test_model" or list((root / "mlartifacts").rglob("summary.json")), text
         for path in root.rglob("*.html"):
             assert MARKER not in path.read_text()
 
 
 @settings(max_examples=40, derandomize=True, database=None, deadline=None)
 @given(
-    stage=st.sampled_from(["dicom_to_nifti", "nifti_to_dicom", "segment", "medseg segment"]),
+    stage=st.sampled_from(STAGES),
     fault=st.sampled_from(["", *FAULTS]),
     kind=st.sampled_from(ERRORS),
     keywords=st.sets(st.sampled_from(sorted(MARKED)), min_size=3),
@@ -210,18 +252,27 @@ def check(
 def test_no_header_leaves_the_process(
     study: list[Path],
     model: Path,
+    store: Path,
     stage: str,
     fault: str,
     kind: type[Exception],
     keywords: set[str],
 ) -> None:
-    check(study, model, stage, fault, kind, keywords)
+    check(study, model, store, stage, fault, kind, keywords)
+
+
+@settings(max_examples=3, derandomize=True, database=None, deadline=None)
+@given(keywords=st.sets(st.sampled_from(sorted(MARKED)), min_size=15))
+def test_no_header_gets_into_mlflow(
+    study: list[Path], model: Path, store: Path, keywords: set[str]
+) -> None:
+    check(study, model, store, "test_model", "", ValueError, keywords)
 
 
 @pytest.mark.slow
 @settings(max_examples=500, derandomize=True, database=None, deadline=None)
 @given(
-    stage=st.sampled_from(["dicom_to_nifti", "nifti_to_dicom", "segment", "medseg segment"]),
+    stage=st.sampled_from(STAGES),
     fault=st.sampled_from(["", *FAULTS]),
     kind=st.sampled_from(ERRORS),
     keywords=st.sets(st.sampled_from(sorted(MARKED))),
@@ -229,9 +280,67 @@ def test_no_header_leaves_the_process(
 def test_no_header_leaves_the_process_at_length(
     study: list[Path],
     model: Path,
+    store: Path,
     stage: str,
     fault: str,
     kind: type[Exception],
     keywords: set[str],
 ) -> None:
-    check(study, model, stage, fault, kind, keywords)
+    check(study, model, store, stage, fault, kind, keywords)
+
+
+# --- as Kubeflow runs it ---
+
+
+def in_a_pod(component: Any, folder: Path, **parameters: Any) -> str:
+    """All that the command of a stage's container says: what pod log and artifact hold."""
+    container = component.component_spec.implementation.container
+    artifacts = {
+        name: {
+            "artifacts": [{"name": name, "type": {"schemaTitle": "system.Artifact"}, "uri": uri}]
+        }
+        for name in component.component_spec.outputs or ()
+        for uri in [str(folder / "artifacts" / name)]
+    }
+    given = {
+        "inputs": {"parameterValues": parameters},
+        "outputs": {"artifacts": artifacts, "outputFile": str(folder / "outputs.json")},
+    }
+    arguments = [json.dumps(given) if each == "{{$}}" else each for each in container.args]
+    done = subprocess.run(
+        [*container.command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "MEDSEG_DATA_ROOT": str(folder),
+            EVENTS.name: str(folder / "events.jsonl"),
+        },
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_log_of_a_pod_holds_our_lines_alone(study: list[Path], tmp_path: Path) -> None:
+    mark(study, tmp_path / "DICOM", set(MARKED))
+    write_nifti(np.ones((2, 3, 4), np.int16), np.eye(4), tmp_path / "in/a/a_image.nii.gz")
+    write_nifti(np.ones((2, 3, 4), np.uint8), np.eye(4), tmp_path / "in/a/a_label.nii.gz")
+    said = in_a_pod(list_studies, tmp_path, studies="DICOM", output_folder="out")
+    said += in_a_pod(convert_studies, tmp_path, studies="DICOM", shard=0, output_folder="out")
+    said += in_a_pod(nifti_to_dicom, tmp_path, input_folder="in", output="back", modality="CT")
+    said += in_a_pod(talkative, tmp_path)
+    assert "convert_studies: [1/1]" in said
+    assert "nifti_to_dicom: [1/1]" in said
+    assert "talkative: ours" in said
+    assert "a warning" in said
+    kfp = ("Looking for comp", "Loading KFP component", "Got executor_input", "Wrote executor")
+    for line in said.splitlines():
+        ours = "[KFP Executor" not in line or any(each in line for each in kfp)
+        assert ours or "WARNING]" in line, line
+    said += (tmp_path / "events.jsonl").read_text()
+    headers = [pydicom.dcmread(path) for path in tmp_path.rglob("*.dcm")]
+    for secret in (MARKER, DATE, *(str(header.SOPInstanceUID) for header in headers)):
+        assert secret not in said
