@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from docstring_parser import parse
 from kfp.dsl.base_component import BaseComponent
 
 from medseg import components, pipelines
@@ -123,11 +120,9 @@ def _component(name: str, component: BaseComponent) -> list[str]:
         lines.append(
             f"| in | `{key}` | {value.type} | {default} | {_cell(value.description or '')} |"
         )
-    descriptions = _arguments(component.python_func) if hasattr(component, "python_func") else {}
     for key, value in (spec.outputs or {}).items():
-        meaning = value.description or descriptions.get(key, "")
         kind = str(value.type).removeprefix("system.").split("@")[0]
-        lines.append(f"| out | `{key}` | {kind} | | {_cell(meaning)} |")
+        lines.append(f"| out | `{key}` | {kind} | | {_cell(value.description or '')} |")
     return lines
 
 
@@ -137,11 +132,6 @@ def _asks(needs: Needs) -> str:
     words += [f"the Secret `{kind}`" for kind in needs.secrets]
     words += [f"the image {needs.image}"] if needs.image != "runtime" else []
     return ", ".join(words)
-
-
-def _arguments(function: Any) -> dict[str, str]:
-    parsed = parse(inspect.getdoc(function) or "")
-    return {item.arg_name: item.description or "" for item in parsed.params}
 
 
 def _cell(text: str) -> str:

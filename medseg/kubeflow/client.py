@@ -143,7 +143,7 @@ class Cluster:
             )
         with self._api.call(f"uploading {pipeline.path.name}"):
             version = self._client.upload_pipeline_version(
-                str(pipeline.path), name, pipeline_id=pipeline_id
+                str(pipeline.path), name, pipeline_id=pipeline_id, description=pipeline.manual
             )
         version_id = str(version.pipeline_version_id)
         if not is_new:

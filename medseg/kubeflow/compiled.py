@@ -122,6 +122,19 @@ class CompiledPipeline:
     requests: dict[str, tuple[str, str]] = field(default_factory=dict)
     mounts: tuple[tuple[str, ...], ...] = ()
 
+    @property
+    def manual(self) -> str:
+        """What it does and what it itself takes, as Markdown for KFP's page of the pipeline.
+
+        KFP's form has the parameters' names alone.
+        """
+        own = (each for each in self.parameters.values() if each.required or not each.for_platform)
+        lines = [
+            f"- `{each.name}`{' (required)' if each.required else ''}: {each.description}"
+            for each in own
+        ]
+        return "\n".join([self.description, "", *lines])
+
     def claim(self, given: Mapping[str, Any]) -> str:
         """The claim that a run's stages mount; empty where they mount none.
 

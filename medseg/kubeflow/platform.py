@@ -108,7 +108,7 @@ def platform_pipeline(
         body.__doc__ = f"{doc.rstrip()}\n{''.join(lines)}"
         pipeline = dsl.pipeline(name=name, display_name=display_name or None)(body)
         merge_wrappers(pipeline.component_spec.implementation.graph)
-        _note_gpu_stages(pipeline.component_spec, tuple(gpu_stages))
+        _describe(pipeline.component_spec, tuple(gpu_stages))
         return pipeline
 
     return decorate
@@ -129,14 +129,16 @@ def stages_with_gpu(spec: ComponentSpec) -> tuple[str, ...]:
     return _gpu_stages[id(spec)][1] if id(spec) in _gpu_stages else ()
 
 
-def _note_gpu_stages(spec: ComponentSpec, stages: tuple[str, ...]) -> None:
-    """Names them where a person reads how many GPUs to ask for: known once all tasks are there."""
+def _describe(spec: ComponentSpec, stages: tuple[str, ...]) -> None:
+    """Makes each parameter's description a line, and names the stages that use a GPU."""
     _gpu_stages[id(spec)] = (spec, stages)
+    # known once all tasks are there, and said where a person reads how many GPUs to ask for
     which = ", ".join(stages) or "no stage of this pipeline does"
-    text = f"{description('gpu_count')[:-1]} ({which})."
     for inputs in (spec.inputs, spec.implementation.graph.root.input_definitions.parameters):
-        if "gpu_count" in inputs and inputs["gpu_count"].description == description("gpu_count"):
-            inputs["gpu_count"].description = text
+        for name, value in (inputs or {}).items():
+            value.description = " ".join((value.description or "").split())
+            if name == "gpu_count" and value.description == description(name):
+                value.description = f"{value.description[:-1]} ({which})."
 
 
 def platform_arguments(*secrets: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from docstring_parser import parse
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.structures import ComponentSpec
@@ -105,7 +107,8 @@ def stage_component(
             "base_image": load_settings().image(image) if own else image,
             "install_kfp_package": not own,  # the project's images have it
         }
-        return _register(dsl.component(function, **{**settings, **options}), needs)
+        component = dsl.component(function, **{**settings, **options})
+        return _register(component, needs, function)
 
     return decorate
 
@@ -119,13 +122,27 @@ def stage_container(needs: Needs) -> Callable[[Callable[..., Any]], BaseComponen
     Raises:
         UserError: A kind of Secret is unknown.
     """
-    return lambda function: _register(dsl.container_component(function), needs)
+    return lambda function: _register(dsl.container_component(function), needs, function)
 
 
-def _register(component: BaseComponent, needs: Needs) -> BaseComponent:
+def _register(
+    component: BaseComponent, needs: Needs, function: Callable[..., Any]
+) -> BaseComponent:
     secret_kinds(needs.secrets)
+    _describe(component.component_spec, function)
     _needs[id(component.component_spec)] = (component.component_spec, needs)
     return component
+
+
+def _describe(spec: ComponentSpec, function: Callable[..., Any]) -> None:
+    """Gives every input and output its line of the docstring; KFP leaves out most outputs."""
+    manual = parse(inspect.getdoc(function) or "")
+    lines = {item.arg_name: item.description for item in manual.params}
+    if manual.returns:
+        lines["Output"] = manual.returns.description
+    for name, value in {**(spec.inputs or {}), **(spec.outputs or {})}.items():
+        text = value.description or lines.get(name) or ""
+        value.description = " ".join(text.split()) or None
 
 
 def secret_kinds(kinds: tuple[str, ...]) -> list[SecretKind]:

@@ -19,8 +19,9 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from medseg import components
 from medseg.cli.compiling import compile_pipelines
-from medseg.kubeflow.compiled import compiled_folder, pipeline_names
-from medseg.kubeflow.settings import PlatformSettings, load_settings
+from medseg.kubeflow.compiled import compiled_folder, pipeline_names, read_pipeline, read_yaml
+from medseg.kubeflow.local_docker import stage_access
+from medseg.kubeflow.settings import PLATFORM_PARAMETERS, PlatformSettings, load_settings
 from medseg.kubeflow.stage import needs_of
 from medseg.project import UserError
 from medseg.project.variables import SECRETS, SETTINGS_FILE
@@ -89,6 +90,7 @@ SITE = {
     "mlflow_secret": "site-mlflow",
     "mlflow_artifacts_secret": "site-s3",
     "notify_secret": "site-hook",
+    "registry_secret": "site-registry",
     "caching": True,
 }
 
@@ -339,6 +341,52 @@ def test_default_settings_read_back(name: str) -> None:
 def test_a_sites_settings_read_back(name: str, site: tuple[PlatformSettings, Path]) -> None:
     settings, folder = site
     assert _check(folder / f"{name}.yaml", settings)
+
+
+@pytest.mark.parametrize("name", pipeline_names())
+def test_everything_is_described_in_a_line(name: str) -> None:
+    pipeline, _ = yaml.safe_load_all((compiled_folder() / f"{name}.yaml").read_text())
+    assert pipeline["pipelineInfo"]["description"]
+    for component, spec in {"root": pipeline["root"], **pipeline["components"]}.items():
+        for part in ("inputDefinitions", "outputDefinitions"):
+            defined = spec.get(part, {})
+            for key, value in {
+                **defined.get("parameters", {}),
+                **defined.get("artifacts", {}),
+            }.items():
+                described = re.fullmatch(r"\S.*\S", value.get("description", ""))
+                assert described or key.startswith("pipelinechannel--"), f"{component}: {key}"
+
+
+def test_what_a_site_has_fixed_is_no_parameter(tmp_path: Path) -> None:
+    fixed = [*PLATFORM_PARAMETERS, *(row.parameter for row in SECRETS.values())]
+    settings = {**SITE, "fixed": fixed}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(settings))
+    _compile(tmp_path / "out", tmp_path / "cwd", MEDSEG_PLATFORM_FILE=str(tmp_path / "site.yaml"))
+    for name in pipeline_names():
+        path = tmp_path / "out" / f"{name}.yaml"
+        pipeline, (_, stages) = read_pipeline(str(path)), _read(path)
+        ours = read_pipeline(name).parameters.values()
+        assert set(pipeline.parameters) == {
+            p.name for p in ours if p.required or not p.for_platform
+        }
+        assert pipeline.claim({}) == "site-claim"
+        for stage in stages:
+            needs, container, kubernetes = NEEDS[stage.name], stage.container, stage.kubernetes
+            if needs.image == "runtime" and name != "inference":  # whose image is the user's
+                assert container.image == "registry.site/group/runtime:9.9"
+            assert container.resources.resource_memory_limit == "64Gi"
+            if needs.gpu:
+                assert container.resources.accelerator.resource_count == "1"
+                assert container.resources.accelerator.resource_type == "amd.com/gpu"
+            assert dict(kubernetes.node_selector.labels) == {"pool": "gpu"}
+            assert kubernetes.config_map_as_volume[0].config_map_name == "site-ca"
+            mounted = {each.mount_path: each.secret_name for each in kubernetes.secret_as_volume}
+            assert mounted == {
+                SECRETS[kind].mount_path: SITE[f"{kind}_secret"] for kind in needs.secrets
+            }
+        access = stage_access(read_yaml(path))
+        assert access == stage_access(read_yaml(compiled_folder() / f"{name}.yaml"))
 
 
 def test_every_component_is_a_stage_of_a_pipeline() -> None:

@@ -270,6 +270,7 @@ class KubeflowApi:
         if any(v["name"] == name and v["pipeline_id"] == owner for v in self.versions.values()):
             raise Refused(409, f"version {name} exists already")
         version = {"pipeline_id": owner, "name": name, "display_name": name}
+        version["description"] = request.query["description"]
         version["pipeline_spec"] = {"pipeline_spec": pipeline, "platform_spec": platform}
         return _add(self.versions, "pipeline_version_id", version)
 

@@ -50,6 +50,10 @@ def test_a_changed_pipeline_becomes_a_new_version(
     changed.write_text((compiled_folder() / "train.yaml").read_text() + "# site\n")
     medseg("upload", str(changed))
     assert len(kubeflow.pipelines) == 1
+    (manual,) = {version["description"] for version in kubeflow.versions.values()}
+    assert manual.startswith("Trains nnU-Net, one fold or several at the same time, tracked in MLf")
+    assert "\n- `config_file_path` (required): The task's config." in manual
+    assert "pvc_name" not in manual
     names = [version["name"] for version in kubeflow.versions.values()]
     assert len(set(names)) == 2
     assert all(name.startswith("0.") and len(name.rsplit("-", 1)[1]) == 12 for name in names)
