@@ -1,14 +1,14 @@
-"""Certificates of a site's own authority: trusted by every library that opens a connection."""
+"""Certificates of a site's own authority: trusted by every library that opens a connection.
+
+Every command and stage passes here, most without such a file: what is slow to import waits.
+"""
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import shutil
-import ssl
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -67,6 +67,8 @@ def own_authorities() -> Iterator[None]:
 
 def _own() -> list[str]:
     """The certificates of the site's file; none where there is no file."""
+    import ssl
+
     path = Path(CA_FILE.value)
     mounted = str(path) == CA_FILE.default
     what = "the ConfigMap that ca_config_map names" if mounted else CA_FILE.name
@@ -91,6 +93,8 @@ def _own() -> list[str]:
 
 def _usual() -> list[Path]:
     """What is trusted without the site's file."""
+    import ssl
+
     import certifi
 
     named = {os.environ[name] for name in _READERS if os.environ.get(name)}
@@ -167,6 +171,9 @@ def _server(text: str, url: str) -> tuple[str, int]:
 
 def _issuer(host: str, port: int) -> str:
     """Who signed a server's certificate, in words; empty where the server does not tell."""
+    import http.client
+    import ssl
+
     try:
         certificate, _ = _peer(host, port)
         # ssl explains a certificate only where it trusts it
@@ -182,6 +189,10 @@ def _issuer(host: str, port: int) -> str:
 
 def _peer(host: str, port: int, *, trusted: str | None = None) -> tuple[bytes, dict[str, Any]]:
     """A server's certificate, by the proxy of the environment, and what ssl says of it."""
+    import http.client
+    import ssl
+    import urllib.request
+
     context = ssl.create_default_context(cadata=trusted)
     context.check_hostname = False
     if trusted:

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -104,7 +106,6 @@ def behind_tls(
         context: The server's side of TLS; None: an HTTP proxy, which sends everybody there.
         asked: Takes whom the proxy was asked for.
     """
-    loop = asyncio.new_event_loop()
 
     async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -114,18 +115,30 @@ def behind_tls(
         target.close()
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
         if context is None:
             request = await reader.readuntil(b"\r\n\r\n")
             (asked if asked is not None else []).append(request.decode().split()[1])
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+        finally:
+            inner_writer.close()
 
-    server = loop.run_until_complete(asyncio.start_server(pass_on, "0.0.0.0", 0, ssl=context))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    async def run(started: Future[tuple[int, Callable[[], object]]]) -> None:
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        server = await asyncio.start_server(pass_on, "0.0.0.0", 0, ssl=context)
+        stop = partial(loop.call_soon_threadsafe, ended.set)
+        started.set_result((server.sockets[0].getsockname()[1], stop))
+        await ended.wait()
+        server.close()  # and at its end asyncio.run cancels what is still open
+
+    started: Future[tuple[int, Callable[[], object]]] = Future()
+    thread = threading.Thread(target=lambda: asyncio.run(run(started)), daemon=True)
     thread.start()
+    own, stop = started.result(timeout=10)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield own
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        stop()
         thread.join()
