@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -212,22 +211,11 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def examples(count: int) -> Callable[[Any], Any]:
-    return settings(max_examples=count, derandomize=True, database=None, deadline=None)
-
-
 # what pydicom says of spellings of character sets; the library itself lets nobody hear it
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-@examples(100)
+@settings(max_examples=500, derandomize=True, database=None, deadline=None)
 @given(**ARGUMENTS)
 def test_every_header_gives_a_segmentation(**drawn: Any) -> None:
-    check(**drawn)
-
-
-@pytest.mark.slow
-@examples(500)
-@given(**ARGUMENTS)
-def test_every_header_gives_a_segmentation_at_length(**drawn: Any) -> None:
     check(**drawn)
