@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,6 +100,30 @@ class Labels:
     def drawn(self) -> dict[str, int]:
         """:attr:`painted`, and ``ignore`` over all: what a reference label map is drawn with."""
         return dict(self.painted) if self.ignore is None else {**self.painted, IGNORE: self.ignore}
+
+    def value_of(self, names: Collection[str]) -> int | None:
+        """The value of a voxel that lies in several structures at once, in a reference label map.
+
+        Args:
+            names: The structures that it lies in.
+
+        Returns:
+            The value that lies in these structures and no others. Where there is none, that of the
+            structure painted last, if it lies in all of them: a core that was drawn without the
+            whole around it. None if it does not: such structures cannot share a voxel.
+        """
+        members = set(names)
+        if IGNORE in members:
+            return self.ignore
+        homes = {
+            value: {item.name for item in self.structures.values() if value in item.values}
+            for value in self.values
+        }
+        for value, home in homes.items():
+            if home == members:
+                return value
+        last = [value for name, value in self.painted.items() if name in members][-1]
+        return last if members <= homes.get(last, set()) else None
 
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
+from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, Label, TaskConfig
 from medseg.imaging import ENDING, is_nifti, stem
 from medseg.project import UserError, atomic_folder, fingerprint, read_json
 
@@ -59,12 +59,14 @@ class Description:
     Attributes:
         name: The dataset's name.
         channels: Names of the channels, in their order.
-        labels: Label names to values, in the order of the file; regions are left out.
+        labels: Label names to values, or to lists of values (regions), in the order of the file.
+        regions_class_order: nnU-Net's, where there are regions.
     """
 
     name: str = ""
     channels: tuple[str, ...] = ()
-    labels: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, Label] = field(default_factory=dict)
+    regions_class_order: tuple[int, ...] = ()
 
 
 def cases(config: TaskConfig) -> list[Case]:
@@ -220,7 +222,8 @@ def read_description(folder: Path) -> Description:
     try:
         named = content.get("modality") or content.get("channel_names") or {}
         channels = tuple(str(named[key]) for key in sorted(named, key=int))
-        return Description(str(content.get("name") or ""), channels, _labels(content))
+        order = tuple(int(value) for value in content.get("regions_class_order") or ())
+        return Description(str(content.get("name") or ""), channels, _labels(content), order)
     except (AttributeError, TypeError, ValueError):
         raise UserError(
             f"{path} is not a Decathlon dataset.json: 'modality' must map 0, 1, … to names, and "
@@ -228,11 +231,14 @@ def read_description(folder: Path) -> Description:
         ) from None
 
 
-def _labels(content: dict[str, Any]) -> dict[str, int]:
+def _labels(content: dict[str, Any]) -> dict[str, Label]:
     described = content.get("labels") or {}
     if all(str(key).isdecimal() for key in described):  # the Decathlon's: "1": "Spleen"
         return {str(name): int(value) for value, name in described.items()}
-    return {str(name): int(v) for name, v in described.items() if not isinstance(v, list)}
+    return {
+        str(name): [int(value) for value in values] if isinstance(values, list) else int(values)
+        for name, values in described.items()
+    }
 
 
 def case_hash(config: TaskConfig, case: Case, channels: list[str]) -> str:

@@ -71,6 +71,7 @@ def demo_config(dataset: Path, name: str) -> dict[str, Any]:
         "modality_list": channels,
         "experiment_name": re.sub(r"[^\w.-]", "_", name),
         "labels": labels,
+        "regions_class_order": list(described.regions_class_order) or None,
         "test_cases": _test_cases(dataset),
         "bundle_config": {
             "bundle_root": f"/mnt/Data/MONet_Bundle/{name}/MONetBundle",

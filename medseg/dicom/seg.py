@@ -429,8 +429,6 @@ def paint_segments(
     values: Mapping[int, int],
     label_map: NDArray[Any],
     image: Volume,
-    *,
-    overwrite: Sequence[int] = (),
 ) -> None:
     """Paints segments of a DICOM SEG into a label map.
 
@@ -444,8 +442,6 @@ def paint_segments(
         values: Segment number to label value; other segments are left out.
         label_map: Label values ``[i, j, k]`` on the image's grid, changed in place.
         image: The image.
-        overwrite: Label values that may be painted over (nested regions); elsewhere two segments
-            in one voxel are an error.
 
     Raises:
         UserError: The segmentation's voxels are not the image's, or two segments overlap.
@@ -478,7 +474,7 @@ def paint_segments(
                     f"the segmentation of {image.name} reaches outside the image: it belongs to "
                     "another series."
                 )
-            _paint(label_map, (i, j, k), values[number], overwrite, image.name)
+            _paint(label_map, (i, j, k), values[number], image.name)
 
 
 def _segments_of_frame(
@@ -505,11 +501,10 @@ def _paint(
     label_map: NDArray[Any],
     voxels: tuple[NDArray[np.intp], ...],
     value: int,
-    overwrite: Sequence[int],
     name: str,
 ) -> None:
     below = label_map[voxels]
-    taken = (below != 0) & (below != value) & ~np.isin(below, overwrite)
+    taken = (below != 0) & (below != value)
     if taken.any():
         raise UserError(
             f"the segmentation of {name} overlaps itself: {int(taken.sum())} voxels belong to both "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import UID, SegmentationStorage
 
-from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
+from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, Labels, TaskConfig
 from medseg.dataset import (
     CONVERSION,
     LeftOutRow,
@@ -522,18 +522,40 @@ def _numbered(latest: _Named) -> _Chosen:
 
 
 def _label_map(chosen: _Chosen, image: Volume, config: TaskConfig | None) -> NDArray[Any]:
+    if config is not None and config.label_set.has_regions:
+        return as_labels(_from_regions(chosen, image, config.label_set), image.name)
     label_map = np.zeros(image.shape, np.uint16, order="F")
-    if config is not None and config.label_set.has_regions:  # painted over each other, in order
-        painted: list[int] = []
-        for dataset, segment, value in chosen:
-            paint_segments(dataset, {segment.number: value}, label_map, image, overwrite=painted)
-            painted.append(value)
-    else:
-        files = {id(dataset): dataset for dataset, *_ in chosen}
-        for key, dataset in files.items():
-            values = {segment.number: value for item, segment, value in chosen if id(item) == key}
-            paint_segments(dataset, values, label_map, image)
+    files = {id(dataset): dataset for dataset, *_ in chosen}
+    for key, dataset in files.items():
+        values = {segment.number: value for item, segment, value in chosen if id(item) == key}
+        paint_segments(dataset, values, label_map, image)
     return as_labels(label_map, image.name)
+
+
+def _from_regions(chosen: _Chosen, image: Volume, labels: Labels) -> NDArray[np.uint16]:
+    """The label map of regions, which share voxels: each voxel's value by all that it lies in."""
+    names = {value: name for name, value in labels.drawn.items()}
+    bits = {name: bit for bit, name in enumerate(dict.fromkeys(names[c[2]] for c in chosen))}
+    kind = np.min_scalar_type(2 ** len(bits) - 1)
+    inside = np.zeros(image.shape, kind, order="F")  # a bit for each structure
+    for dataset, segment, value in chosen:
+        one = np.zeros(image.shape, np.uint8, order="F")
+        paint_segments(dataset, {segment.number: 1}, one, image)
+        inside |= one.astype(kind) << kind.type(bits[names[value]])
+    found, voxels = np.unique(inside, return_counts=True)
+    values = np.zeros(len(found), np.uint16)
+    for index, (combination, count) in enumerate(zip(found.tolist(), voxels, strict=True)):
+        members = [name for name, bit in bits.items() if combination >> bit & 1]
+        if members:
+            shared = labels.value_of(members)
+            if shared is None:
+                raise UserError(
+                    f"the segmentation of {image.name} overlaps itself: {count} voxels lie in "
+                    f"{' and '.join(members)} at once, and no value of the config's labels does: "
+                    "correct the segmentation, or declare them as regions that share a value."
+                )
+            values[index] = shared
+    return values[np.searchsorted(found, inside)]
 
 
 def _referenced_series(segmentation: Dataset) -> list[str]:

@@ -68,7 +68,9 @@ def painted(path: Path, source: Path, values: dict[int, int]) -> np.ndarray:
     image = read_image(source)
     back = np.zeros(image.shape, np.uint8)
     for number, value in values.items():
-        paint_segments(pydicom.dcmread(path), {number: value}, back, image, overwrite=[1, 2])
+        one = np.zeros(image.shape, np.uint8)
+        paint_segments(pydicom.dcmread(path), {number: 1}, one, image)
+        back[one == 1] = value
     return back
 
 

@@ -119,7 +119,7 @@ def test_no_cases(root: DataRoot, fields: dict[str, Any], message: str) -> None:
 
 
 def test_descriptions(tmp_path: Path) -> None:
-    def described(**content: object) -> tuple[str, tuple[str, ...], dict[str, int]]:
+    def described(**content: object) -> tuple[str, tuple[str, ...], dict[str, Any]]:
         (tmp_path / "dataset.json").write_text(json.dumps(content))
         description = read_description(tmp_path)
         return description.name, description.channels, description.labels
@@ -134,7 +134,7 @@ def test_descriptions(tmp_path: Path) -> None:
         by_name,
     )
     of_nnunet = {**by_name, "all": [1, 2]}
-    assert described(channel_names={"0": "CT"}, labels=of_nnunet) == ("", ("CT",), by_name)
+    assert described(channel_names={"0": "CT"}, labels=of_nnunet) == ("", ("CT",), of_nnunet)
     assert described() == ("", (), {})
     for content in ({"modality": ["CT"]}, {"modality": {"CT": 0}}, {"labels": {"A": "one"}}):
         with pytest.raises(UserError, match=r"dataset\.json is not a Decathlon dataset\.json"):

@@ -201,6 +201,25 @@ def test_nested_regions(one_series: Path, root: DataRoot, make_config: MakeConfi
     np.testing.assert_array_equal(label_of(root), whole + core)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_regions_that_overlap_without_one_in_the_other(
+    one_series: Path, root: DataRoot, make_config: MakeConfig, shared: bool
+) -> None:
+    volume = read_image(one_series / "T1post")
+    left, right = np.zeros((2, *volume.shape), np.uint8)
+    left[10:25, 10:30, 5] = 1
+    right[20:35, 10:30, 5] = 1
+    write_segmentation(left, volume, one_series / "left.dcm", {"left": 1}, algorithm_name="")
+    write_segmentation(right, volume, one_series / "right.dcm", {"right": 1}, algorithm_name="")
+    labels = {"background": 0, "left": [1, 3], "right": [2, 3] if shared else 2}
+    config = make_config(labels=labels, regions_class_order=[1, 2])
+    if shared:
+        convert(root, config=config)
+        np.testing.assert_array_equal(label_of(root), left + 2 * right)
+    else:
+        assert "100 voxels lie in left and right at once" in failure(root, config=config)
+
+
 def test_segmentation_of_another_geometry(one_series: Path, root: DataRoot) -> None:
     path = draw(one_series, "T1post", {"Tumor": 1})
     dataset = pydicom.dcmread(path)
@@ -349,12 +368,12 @@ def test_sources_that_cannot_be(root: DataRoot) -> None:
         ("file:///mnt/Data/nowhere", "does not exist"),
         ("file:///etc", "outside the data root"),
         ("ftp://server/folder", "ftp:// is not supported"),
-        ("https://me:secret@server/dicom-web", "carries a user name or password"),
+        ("https://me:hunter2@server/dicom-web", "carries a user name or password"),
         ("http://127.0.0.1:9/dicom-web", "cannot be reached"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             list_studies(root, studies, "NIFTI")
-        assert "secret" not in str(caught.value)
+        assert "hunter2" not in str(caught.value)
     with pytest.raises(UserError, match="holds no converted case"):
         collect_dataset(root, "NIFTI")
     assert contents(root.path / "empty") == {"notes.txt": b"hello"}

@@ -180,7 +180,9 @@ def check(
     assert [segment.name for segment in segments] == [name, "Core"]
     read = np.zeros_like(mask)
     paint_segments(back, {1: 1}, read, volume)
-    paint_segments(back, {2: 2}, read, volume, overwrite=[1])
+    core = np.zeros_like(mask)
+    paint_segments(back, {2: 1}, core, volume)
+    read[core == 1] = 2
     np.testing.assert_array_equal(read, mask)
 
     assert (back.StudyInstanceUID, back.FrameOfReferenceUID.is_valid) == ("1.2.3", True)

@@ -222,6 +222,23 @@ def test_labels_with_ignore(root: DataRoot, make_config: Any, regions: bool) -> 
     np.testing.assert_array_equal(label_after.array, label)
 
 
+def test_regions_that_only_the_datasets_description_declares(
+    root: DataRoot, make_config: Any
+) -> None:
+    label = (np.arange(210).reshape(6, 7, 5) % 3).astype(np.uint8)
+    write_nifti(label.astype(np.int16), np.eye(4), root.path / "in/imagesTr/a.nii.gz")
+    write_nifti(label, np.eye(4), root.path / "in/labelsTr/a.nii.gz")
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    description = {"channel_names": {"0": "CT"}, "labels": labels, "regions_class_order": [1, 2]}
+    (root.path / "in/dataset.json").write_text(json.dumps(description))
+    nifti_to_dicom(root, "in", "DICOM")
+    config = make_config(labels=labels, regions_class_order=[1, 2])
+    (shard,) = list_studies(root, "DICOM", "out", config=config)
+    (case,) = convert_studies(root, "DICOM", shard, "out", config=config).cases
+    back = root.path / f"out/{case}/{case}_label.nii.gz"
+    np.testing.assert_array_equal(read_nifti(back).array, label)
+
+
 def test_left_handed_volume_keeps_its_voxels_in_place(root: DataRoot) -> None:
     image = np.arange(6 * 7 * 5, dtype=np.int16).reshape(6, 7, 5)
     label = (image % 11 == 0).astype(np.uint8)
