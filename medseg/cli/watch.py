@@ -31,7 +31,8 @@ def show_run(run: Run) -> None:
     console = _console()
     console.print(f"[bold]{escape(run.name)}[/] {_state(run.state)}")
     console.print(_tasks(run) if run.tasks else "Kubeflow names no tasks (yet).")
-    _print_reasons(console, run)
+    for line in _reasons(run):
+        console.print(line)
     console.print(run.url)
 
 
@@ -61,10 +62,11 @@ def show_wait(cluster: Cluster, run: Run, poll_s: float = 5) -> Run:
                 run = cluster.wait(run.id, lambda seen: live.update(_live(seen)), poll_s)
         else:
             run = cluster.wait(run.id, _Teller(console).tell, poll_s)
+            if run.error:
+                console.print(f"[red]error:[/] {escape(run.error)}")
     except KeyboardInterrupt:
         click.echo(f"\nstopped watching; the run goes on (medseg runs {run.id})", err=True)
         raise SystemExit(130) from None
-    _print_reasons(console, run)
     console.print(f"{escape(run.name)} {_state(run.state)}")
     return run
 
@@ -79,9 +81,7 @@ class _Teller:
     def tell(self, run: Run) -> None:
         """Prints what is new."""
         for task in run.tasks:
-            text = _progress(task)
-            if task.reason and task.state != "FAILED":  # those stand at the end
-                text += f": {task.reason}"
+            text = _progress(task) + (f": {task.reason}" if task.reason else "")
             if self._known.get(task.id) != text:
                 self._known[task.id] = text
                 self._console.print(f"  {escape(task.title)}: {escape(text)}")
@@ -137,11 +137,6 @@ def _reasons(run: Run) -> Iterator[str]:
             yield f"[yellow]waiting:[/] {escape(task.title)}: {escape(task.reason)}"
     if run.error:
         yield f"[red]error:[/] {escape(run.error)}"
-
-
-def _print_reasons(console: Console, run: Run) -> None:
-    for line in _reasons(run):
-        console.print(line)
 
 
 def _progress(task: Task) -> str:

@@ -356,12 +356,18 @@ class Cluster:
         if spec is None and reference and reference.pipeline_version_id:
             key = reference.pipeline_id, reference.pipeline_version_id
             if key not in self._specs:
-                with contextlib.suppress(UserError), self._api.call("reading the pipeline"):
-                    version = self._client.get_pipeline_version(*key)
-                    self._specs[key] = version.pipeline_spec or {}
-            spec = self._specs.get(key)
+                self._specs[key] = self._spec_of(*key)
+            spec = self._specs[key]
         spec = spec if isinstance(spec, dict) else {}
         return dict(spec.get("pipeline_spec") or spec)
+
+    def _spec_of(self, pipeline_id: str, version_id: str) -> dict[str, Any]:
+        try:
+            with self._api.call("reading the pipeline"):
+                version = self._client.get_pipeline_version(pipeline_id, version_id)
+        except UserError:
+            return {}
+        return version.pipeline_spec or {}
 
     def logs(
         self, run_id: str, task: str = "", *, everything: bool = False, follow: bool = False

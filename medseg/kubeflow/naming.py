@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ class _Loop:
         given_items: tuple[Any, bool] = ((), False)
         source = iterator.get("items", {})
         if "raw" in source:
-            given_items = json.loads(source["raw"]), True
+            with contextlib.suppress(ValueError):
+                given_items = json.loads(source["raw"]), True
         elif "inputParameter" in source:
             given_items = known.get(source["inputParameter"], given_items)
         items, given = given_items

@@ -83,6 +83,8 @@ class Pod:
         if condition.get("reason") == "SchedulingGated":
             gates = [gate["name"] for gate in self.spec["spec"].get("schedulingGates") or []]
             return f"it waits for its queue to let it in ({', '.join(gates) or 'a gate'})."
+        if any(self._with("TriggeredScaleUp")):
+            return "no node suits it yet, and the cluster is adding one."
         return self._no_claim(text) or self._no_node(text)
 
     def _no_claim(self, text: str) -> str:

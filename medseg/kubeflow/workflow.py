@@ -141,24 +141,36 @@ class _Tree:
         self.hashes = {workflow: _fnv(workflow)}  # of whole names
         self.steps = {workflow: self.root}
         self.inside: dict[str, str] = {}  # the node that a node lies in, or is an attempt at
-        plain = [name for name in names if not self._is_attempt(name, names)]
-        attempts = sorted({int(match[2]) for match in map(_ATTEMPT.fullmatch, names) if match})
+        self._attempts = sorted({int(m[2]) for m in map(_ATTEMPT.fullmatch, names) if m})
+        self._plain = sorted(
+            (name for name in names if not self._is_attempt(name, names)), key=_iteration_order
+        )
         queue = [workflow]
         while queue:
             node = queue.pop()
-            step = self.steps[node]
-            for number in attempts:
-                found = self._find(node, f"({number})", f"{self.names[node]}({number})", step)
-                if found:
-                    step.tries.append(found)
-                    queue.append(found)
-            for name in plain:
-                child = Step(name, step) if name not in step.children else step.children[name]
-                found = self._find(node, f".{name}", name, child)
-                if found:
-                    step.children[name] = child
-                    child.nodes.append(found)
-                    queue.append(found)
+            queue += self._attempts_at(node) or self._inside(node)
+
+    def _attempts_at(self, node: str) -> list[str]:
+        step, last = self.steps[node], self.names[node]
+        found = [self._find(node, f"({k})", f"{last}({k})", step) for k in self._attempts]
+        step.tries += filter(None, found)
+        return list(filter(None, found))
+
+    def _inside(self, node: str) -> list[str]:
+        step, within, absent = self.steps[node], [], ""
+        for name in self._plain:
+            iteration = _ITERATION.fullmatch(name)
+            if iteration and iteration[1] == absent:  # the first one is not here
+                continue
+            child = step.children.get(name) or Step(name, step)
+            found = self._find(node, f".{name}", name, child)
+            if found:
+                step.children[name] = child
+                child.nodes.append(found)
+                within.append(found)
+            elif iteration and int(iteration[2]) == 0:
+                absent = iteration[1]
+        return within
 
     @staticmethod
     def _is_attempt(name: str, names: set[str]) -> bool:
@@ -228,6 +240,11 @@ def _unlikeness(detail: Any, around: Any, tries: list[str], node: str) -> tuple[
     which = "start_time" if node == tries[0] else "end_time"
     times = [getattr(each, which) or _NEVER for each in (detail, around)]
     return wrong, abs((times[0] - times[1]).total_seconds())
+
+
+def _iteration_order(name: str) -> tuple[str, int]:
+    match = _ITERATION.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, -1)
 
 
 def _fnv(text: str, state: int = 0x811C9DC5) -> int:

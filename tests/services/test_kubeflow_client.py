@@ -150,7 +150,7 @@ def test_wait_fails_with_the_run(kubeflow: KubeflowApi, medseg: Medseg) -> None:
     error = {"code": 1, "message": "the config configs/Task.yaml does not exist"}
     kubeflow.progress = [_states("FAILED", _task("train", "FAILED", error=error))]
     result = medseg("submit", "train", *TRAIN, "--wait", status=1)
-    assert "error: train: the config configs/Task.yaml does not exist" in result.stdout
+    assert "  train: failed: the config configs/Task.yaml does not exist\n" in result.stdout
 
 
 def test_wait_live(kubeflow: KubeflowApi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,9 +155,8 @@ def test_waiting_for_a_run_that_fails(
     options = ("-p", "config_file_path=configs/none.yaml", "--name", "first", "--wait")
     result = medseg("submit", "train", *options, status=1)
     assert result.stdout.splitlines()[2:] == [
-        "  train: failed",
+        f"  train: failed: {NO_CONFIG}",
         "  notify: succeeded",
-        f"error: train: {NO_CONFIG}",
         "first failed",
     ]
 

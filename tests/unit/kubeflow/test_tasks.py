@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import yaml
 
+from medseg.kubeflow import workflow
 from medseg.kubeflow.compiled import compiled_folder
 from medseg.kubeflow.naming import Naming
 from medseg.kubeflow.tasks import Run, read_run
@@ -26,11 +28,12 @@ def _hash(name: str) -> int:
 def _answer(nodes: dict[str, str], state: str = "RUNNING", **more: Any) -> SimpleNamespace:
     """KFP's answer for a workflow, from the states by the nodes' whole names."""
     details = []
+    around = {name: _around(name, nodes) for name in nodes}
     for second, (name, its_state) in enumerate(nodes.items()):
-        inside = [other for other in nodes if _around(other, nodes) == name]
+        inside = [other for other in nodes if around[other] == name]
         details.append(
             SimpleNamespace(
-                display_name=name.removeprefix(_around(name, nodes)).removeprefix("."),
+                display_name=name.removeprefix(around[name]).removeprefix("."),
                 state=its_state,
                 start_time=START + timedelta(seconds=second),
                 end_time=START + timedelta(seconds=60),
@@ -46,8 +49,9 @@ def _answer(nodes: dict[str, str], state: str = "RUNNING", **more: Any) -> Simpl
 
 
 def _around(name: str, nodes: dict[str, str]) -> str:
-    longest = [other for other in nodes if other != name and name.startswith((f"{other}.", other))]
-    return max(longest, key=len, default="")
+    """The node that another lies in, or is an attempt at."""
+    ends = [place for place, letter in enumerate(name) if letter in ".("]
+    return next((name[:end] for end in reversed(ends) if name[:end] in nodes), "")
 
 
 def _read(nodes: dict[str, str], naming: Naming = NAMELESS, **more: Any) -> Run:
@@ -137,3 +141,25 @@ def test_odd_answers() -> None:
     answer.run_details.task_details[0].child_tasks = [SimpleNamespace(pod_name="other-1")]
     answer.run_details.task_details[1].display_name = None
     assert read_run(answer, Naming({"root": {}}, {}), "").tasks == ()
+
+
+def test_a_loop_over_many_values_is_put_together_quickly() -> None:
+    loop = "wf.root.for-loop-1"
+    nodes = dict.fromkeys(["wf", "wf.root", loop], "SUCCEEDED")
+    for k in range(100):
+        around = f"{loop}.iteration-iterations({k}:{k})"
+        for name in ("", ".convert", ".convert.executor"):
+            nodes[around + name] = "SUCCEEDED"
+    answer = _answer(nodes)
+    tried = 0
+
+    def count(*_: Any) -> None:
+        nonlocal tried
+        tried += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        hashed = workflow._fnv
+        patch.setattr(workflow, "_fnv", lambda *given: (count(), hashed(*given))[1])
+        tasks = read_run(answer, NAMELESS, "").tasks
+    assert [task.value for task in tasks] == [f"{k + 1} of 100" for k in range(100)]
+    assert tried < 10 * len(nodes)
