@@ -193,7 +193,8 @@ class CompiledPipeline:
                     f"{_example(name)}."
                 )
         for names in self.mounts:
-            if finding := one_volume_twice({name: self._filled(name, checked) for name in names}):
+            called = {name.strip("{}"): self._filled(name, checked) for name in names}
+            if finding := one_volume_twice(called):
                 raise UserError(f"pipeline {self.name}: {finding}.")
         for name, (request, stage) in self.requests.items():
             if name in checked and is_more(request, checked[name]):

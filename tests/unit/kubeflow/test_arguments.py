@@ -19,6 +19,16 @@ GIVEN = {"config_file_path": "configs/Task.yaml"}
     ("name", "value", "message"),
     [
         ("memory", "8 GB", "parameter memory: '8 GB' is nothing that fits there: write it"),
+        (
+            "mlflow_secret",
+            "team.mlflow",
+            "'team.mlflow' is nothing that fits there: write it like m",
+        ),
+        (
+            "mlflow_secret",
+            "medseg-data",
+            "pvc_name and mlflow_secret are both 'medseg-data', and KF",
+        ),
         ("cpu", "two", "parameter cpu: 'two' is nothing that fits there: write it like 2."),
         ("gpu_count", "one", "parameter gpu_count: 'one'"),
         ("gpu_type", "", "parameter gpu_type: ''"),

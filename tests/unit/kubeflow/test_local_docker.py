@@ -150,6 +150,16 @@ def test_a_stage_gets_its_own_secrets_and_network_alone(
     assert options["environment"] == {"A": "1", **events, **dict.fromkeys(secrets, "hidden")}
 
 
+def test_the_sites_authorities_are_where_a_pod_has_them(
+    root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root.path / "hospital.pem").write_text("-")
+    monkeypatch.setenv("MEDSEG_CA_FILE", str(root.path / "hospital.pem"))
+    _, mount = local_docker._stage_options(root, "run-1", StageAccess(), {})["mounts"]
+    assert mount["Source"] == str(root.path / "hospital.pem")
+    assert (mount["Target"], mount["ReadOnly"]) == ("/etc/medseg/ca/ca.crt", True)
+
+
 def test_a_sites_mount_path(root: DataRoot) -> None:
     found = local_docker._stage_options(root, "run-1", StageAccess(), {"MEDSEG_DATA_ROOT": "/data"})
     (mount,) = found["mounts"]
