@@ -306,7 +306,7 @@ class TrainingSession:
             self._catch_up()
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._tracker = self._stack.enter_context(open_run(config))
+        self._tracker = self._stack.enter_context(open_run(config, trains=True))
         self._record.forget()
         for name in (LATEST, BEST, FINAL):
             remove_stale(self._folder / name)  # of a training that was killed
@@ -365,7 +365,7 @@ class TrainingSession:
         """Gives MLflow what it has not taken when the training ended."""
         if not is_behind(self._config):
             return
-        with open_run(self._config) as tracker:
+        with open_run(self._config, trains=True) as tracker:
             tracker.params(self._parameters())
             _log(self.history, tracker)
             self._send_files(tracker, sorted(self._folder.glob("training_log_*.txt"))[-1:])

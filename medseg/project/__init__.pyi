@@ -28,6 +28,7 @@ from .files import scratch_folder as scratch_folder
 from .files import write_json as write_json
 from .files import write_text as write_text
 from .locks import lock as lock
+from .locks import unshared_locks as unshared_locks
 from .manifest import Manifest as Manifest
 from .manifest import file_hash as file_hash
 from .manifest import fingerprint as fingerprint

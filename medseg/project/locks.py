@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 from medseg.project.errors import UserError
 from medseg.project.roots import DataRoot
@@ -62,6 +63,55 @@ def lock(root: DataRoot, name: str, *, wait: bool = False) -> Iterator[None]:
         )
         file.flush()
         yield
+
+
+def unshared_locks(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """Why locks of files in a folder are not seen on other nodes that have mounted its volume.
+
+    Args:
+        folder: The folder; it is there.
+        mounts: The table of mounts, in Linux's format.
+
+    Returns:
+        The volume's kind, such as ``nfs, mounted with nolock``; empty where locks are seen, or the
+        volume is this node's alone.
+    """
+    kind, options = _mount_of(folder.resolve(), mounts)
+    if kind.startswith(_OBJECT_STORES):
+        return kind
+    spoiling = sorted(options & _UNSHARED.get(kind, frozenset()))
+    return f"{kind}, mounted with {spoiling[0]}" if spoiling else ""
+
+
+_NFS = frozenset({"nolock", "local_lock=all", "local_lock=posix"})
+_UNSHARED = {
+    **dict.fromkeys(("nfs", "nfs4"), _NFS),
+    **dict.fromkeys(("cifs", "smb3"), frozenset({"nobrl"})),
+    "lustre": frozenset({"localflock", "noflock"}),
+}
+"""Network file systems and the options with which they lock on their own node alone."""
+
+_OBJECT_STORES = tuple(
+    f"fuse.{name}"
+    for name in ("s3fs", "gcsfuse", "blobfuse", "rclone", "goofys", "geesefs", "mount-s3", "sshfs")
+)
+"""FUSE leaves the locks of a file system that has none to each node's kernel."""
+
+
+def _mount_of(folder: Path, mounts: Path) -> tuple[str, frozenset[str]]:
+    """Kind and options of the volume that a folder lies on."""
+    found: tuple[int, str, frozenset[str]] = (-1, "", frozenset())
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    for line in lines:
+        mount, _, volume = line.partition(" - ")
+        place = Path(mount.split(" ")[4].replace("\\040", " "))
+        if folder.is_relative_to(place) and len(place.parts) >= found[0]:  # a later one hides it
+            kind, _, options = volume.split(" ")[:3]
+            found = (len(place.parts), kind, frozenset(options.split(",")))
+    return found[1:]
 
 
 def _user() -> str:

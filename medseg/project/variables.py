@@ -60,6 +60,7 @@ HOST = Variable("KF_PIPELINES_ENDPOINT", "URL of Kubeflow Pipelines' API")
 UI_HOST = Variable("KF_PIPELINES_UI_ENDPOINT", "URL of Kubeflow's pages, where the API has another")
 TOKEN_FILE = Variable("KF_PIPELINES_SA_TOKEN_PATH", "file with the token for Kubeflow Pipelines")
 TRACKING_URI = Variable("MLFLOW_TRACKING_URI", "the MLflow store, where the config names none")
+TASK_RUN = Variable("MLFLOW_RUN_ID", "the MLflow run that Kubeflow Pipelines opened for the task")
 
 CA_CONFIG_MAP = "medseg-ca"
 """The ConfigMap that is mounted where :data:`CA_FILE` lies by default, if a site names no other."""

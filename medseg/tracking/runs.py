@@ -20,7 +20,8 @@ from medseg.project import (
     read_json,
     write_json,
 )
-from medseg.tracking.store import connect, masked, tracking_uri
+from medseg.tracking.link import kubeflow_tags, link_task_run
+from medseg.tracking.store import check_store, connect, masked, tracking_uri
 
 RETRY_AFTER = 60.0  # s between two attempts to reach a store that was away
 
@@ -45,9 +46,10 @@ class Tracker:
         run_id: The run, or ``""`` as long as the store has not been reached.
     """
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: TaskConfig, tags: Mapping[str, str]) -> None:
         self.run_id = ""
         self._config = config
+        self._tags = dict(tags)
         self._client: Any = None
         self._params: dict[str, str] = {}
         self._values: list[_Value] = []
@@ -153,6 +155,9 @@ class Tracker:
             )
             run_id = run.info.run_id
             write_json(path, {**runs, store: run_id})
+        for name, value in self._tags.items():
+            client.set_tag(run_id, name, value)
+        link_task_run(self._config, client, run_id)
         self._client, self.run_id = client, run_id
         if self._warned:
             progress("MLflow is back")
@@ -251,19 +256,26 @@ def _unsent(config: TaskConfig) -> Path:
 
 
 @contextmanager
-def open_run(config: TaskConfig) -> Iterator[Tracker]:
+def open_run(config: TaskConfig, *, trains: bool = False) -> Iterator[Tracker]:
     """Opens the MLflow run of the config's fold, the same one each time, or makes it.
 
     The run's id lies in the fold's folder (``.medseg/mlflow.json``), one for each store; the run
-    ends as FINISHED, KILLED (by a signal) or FAILED, and opens again with the next stage.
+    ends as FINISHED, KILLED (by a signal) or FAILED, and opens again with the next stage. Where
+    Kubeflow has opened a run of its own for the stage, that gets a link to this one (see
+    :mod:`medseg.tracking.link`).
 
     Args:
         config: The task's config; its ``experiment_name`` is the MLflow experiment.
+        trains: Whether the stage trains the fold; the run is then tagged with Kubeflow's run.
 
     Yields:
         The tracker.
+
+    Raises:
+        UserError: The embedded store lies on a volume where several pods would destroy it.
     """
-    tracker = Tracker(config)
+    check_store(config)
+    tracker = Tracker(config, kubeflow_tags() if trains else {})
     status = "FINISHED"
     try:
         tracker._flush()

@@ -8,8 +8,8 @@ import re
 from typing import Any
 
 from medseg.config import TaskConfig
-from medseg.project import lock
-from medseg.project.variables import TRACKING_URI
+from medseg.project import UserError, lock, unshared_locks
+from medseg.project.variables import RUN_ID, TRACKING_URI
 
 
 def tracking_uri(config: TaskConfig) -> str:
@@ -27,6 +27,30 @@ def tracking_uri(config: TaskConfig) -> str:
 def masked(text: str) -> str:
     """``text`` without the user name and password of any URL in it."""
     return re.sub(r"(\w[\w+.-]*://)[^/@\s'\"]*@", r"\1***@", text)
+
+
+def check_store(config: TaskConfig) -> None:
+    """Refuses the embedded store where pods on several nodes could write it without its locks.
+
+    On a cluster any number of stages may run at once: folds, shards of a run, other tasks of the
+    data root. SQLite is safe among them only where each sees the others' locks.
+
+    Raises:
+        UserError: The volume keeps each node's locks to itself.
+    """
+    uri = tracking_uri(config)
+    kind = unshared_locks(config.root.path) if RUN_ID.value and _embedded(uri) else ""
+    if kind:
+        raise UserError(
+            f"the embedded MLflow store {uri.removeprefix('sqlite:///')} is on a volume ({kind}) "
+            "whose locks other nodes do not see, so that pods that write it at the same time would "
+            "destroy it: name an MLflow server in bundle_config.tracking_uri, or have the volume "
+            "mounted with locks."
+        )
+
+
+def _embedded(uri: str) -> bool:
+    return uri.startswith("sqlite:")
 
 
 def connect(config: TaskConfig) -> tuple[Any, str]:
@@ -47,7 +71,7 @@ def connect(config: TaskConfig) -> tuple[Any, str]:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
     uri = tracking_uri(config)
-    if not uri.startswith("sqlite:"):
+    if not _embedded(uri):
         client = MlflowClient(uri)
         return client, _experiment(client, config, None)
     # two folds that make the tables at once would fail

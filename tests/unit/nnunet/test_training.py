@@ -23,6 +23,7 @@ from medseg.config import TaskConfig, load_config
 from medseg.evaluation import evaluate, evaluate_folder
 from medseg.nnunet import load_checkpoint, predict_validation, train
 from medseg.project import Manifest, UserError
+from medseg.project.variables import RUN_ID, TASK_RUN, TRACKING_URI
 from tests.hippocampus import write_config
 from tests.services.mlflow_server import free_port, start_server
 from tests.volumes import Volume, contents
@@ -77,27 +78,39 @@ def test_result_and_mlflow(trained: Trained) -> None:
 
 
 def test_a_finished_training_catches_up_when_the_store_is_back(
-    own_root: Path, tmp_path: Path
+    own_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
     address = f"http://127.0.0.1:{(port := free_port())}"
-    config = write_config(
-        own_root,
-        configuration="tiny",
-        num_epochs=2,
-        bundle_config={"bundle_root": "bundle", "tracking_uri": address},
-    )
+    monkeypatch.setenv(TRACKING_URI.name, address)
+    config = write_config(own_root, configuration="tiny", num_epochs=2)
     assert train(config).run_id == ""
     server = start_server(tmp_path, port)
     try:
-        train(config)
         client = MlflowClient(address)
+        # as Kubeflow's own link to MLflow does for the task
+        task_run = client.create_run(client.create_experiment("kfp-native")).info.run_id
+        monkeypatch.setenv(TASK_RUN.name, task_run)
+        monkeypatch.setenv(RUN_ID.name, "65dfadfe")
+        result = train(config)
         (run,) = client.search_runs([client.get_experiment_by_name("Hippocampus").experiment_id])
         history = client.get_metric_history(run.info.run_id, "train_loss")
         assert [item.value for item in history] == pytest.approx(losses(config))
         names = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "fold_0")}
         assert any(name.startswith("training_log") for name in names)
+
+        assert run.data.tags["kfp.pipeline_run_id"] == "65dfadfe"
+        assert run.data.tags["kfp.mlflow_run_id"] == task_run
+        page = f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        assert client.get_run(task_run).data.tags["medseg.run_url"] == page
+        # when the stage has ended, KFP's launcher logs the component's Metrics: once, as we do not
+        metrics = [Metric(name, value, 0, 0) for name, value in result.measures.items()]
+        client.log_batch(task_run, metrics=metrics)
+        for name, value in result.measures.items():
+            held = client.get_metric_history(task_run, name)
+            assert [item.value for item in held] == [pytest.approx(value)]
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

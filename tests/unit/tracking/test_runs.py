@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from medseg.config import TaskConfig, load_config
-from medseg.project import DataRoot
-from medseg.tracking import is_behind, masked, open_run, run_id, runs
+from medseg.project import DataRoot, UserError
+from medseg.project.variables import RUN_ID, TASK_RUN, TRACKING_URI
+from medseg.tracking import is_behind, masked, open_run, run_id, runs, store
 from tests.services.mlflow_server import free_port, start_server
 
 
@@ -37,7 +38,8 @@ def client(root: DataRoot) -> Any:
 
 @pytest.fixture(autouse=True)
 def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for variable in (TRACKING_URI, TASK_RUN, RUN_ID):
+        monkeypatch.delenv(variable.name, raising=False)
 
 
 def test_stages_continue_one_run(root: DataRoot, tmp_path: Path) -> None:
@@ -143,3 +145,80 @@ def test_a_server_that_is_away_for_a_while(
     assert is_behind(config)
     record = json.loads((config.fold_folder() / ".medseg" / "mlflow.json").read_text())
     assert record == {f"http://127.0.0.1:{port}": sent}
+
+
+# --- Kubeflow's own link ---
+
+
+def test_kubeflows_run_of_the_task_leads_to_ours(
+    root: DataRoot,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'kubeflow.db'}"
+    kubeflow = MlflowClient(uri)
+    task_run = kubeflow.create_run(kubeflow.create_experiment("kfp-native")).info.run_id
+    config = task(root, tracking_uri=f"sqlite:///{root.path / 'mlflow.db'}")
+
+    monkeypatch.setenv(TASK_RUN.name, task_run)  # KFP keeps its server to itself
+    with open_run(config, trains=True) as tracker:
+        tracker.metrics({"loss": 1.0}, step=0)
+    ours = client(root).get_run(tracker.run_id)
+    assert not [tag for tag in ours.data.tags if "kfp" in tag]
+
+    monkeypatch.setenv(TRACKING_URI.name, uri)
+    monkeypatch.setenv(RUN_ID.name, "5f1d")
+    with open_run(config, trains=True) as tracker:
+        tracker.metrics({"loss": 0.5}, step=1)
+    monkeypatch.setenv(RUN_ID.name, "of another stage")
+    with open_run(config):
+        pass
+    linked, ours = kubeflow.get_run(task_run), client(root).get_run(tracker.run_id)
+    assert ours.data.tags["kfp.pipeline_run_id"] == "5f1d"
+    assert ours.data.tags["kfp.mlflow_run_id"] == task_run
+    assert linked.data.tags["medseg.run_id"] == ours.info.run_id
+    assert linked.data.tags["medseg.run_url"].endswith(f"/runs/{ours.info.run_id}")
+    assert linked.data.metrics == linked.data.params == {}  # KFP's launcher logs them
+    assert linked.info.status == "RUNNING"  # it is KFP's to end
+
+    monkeypatch.setenv(TASK_RUN.name, "0" * 32)
+    with open_run(config, trains=True) as tracker:
+        tracker.metrics({"loss": 0.2}, step=2)
+    assert f"run {'0' * 32} of this task got no link" in capsys.readouterr().out
+    assert len(client(root).get_metric_history(tracker.run_id, "loss")) == 3
+
+
+def test_a_recorded_pod_has_the_variables_that_are_read(real_data: Path) -> None:
+    pods = json.loads((real_data / "kfp" / "train_mlflow" / "pods.json").read_text())
+    names = {
+        variable["name"]
+        for pod in pods
+        for container in pod["spec"]["containers"]
+        for variable in container.get("env", [])
+    }
+    assert {TASK_RUN.name, TRACKING_URI.name, RUN_ID.name} <= names
+
+
+# --- the embedded store on a cluster ---
+
+
+def test_the_embedded_store_needs_locks_that_all_nodes_see(
+    root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "unshared_locks", lambda _: "nfs4, mounted with nolock")
+    with open_run(task(root)):  # on one machine nobody else is there
+        pass
+    monkeypatch.setenv(RUN_ID.name, "5f1d")
+    with pytest.raises(
+        UserError, match=r"\(nfs4, mounted with nolock\) whose locks"
+    ):
+        open_run(task(root)).__enter__()
+    with open_run(task(root, tracking_uri=f"http://127.0.0.1:{free_port()}")):
+        pass
+    monkeypatch.undo()
+    monkeypatch.setenv(RUN_ID.name, "5f1d")
+    with open_run(task(root)) as tracker:
+        assert tracker.run_id
