@@ -100,6 +100,12 @@ def upload(connect: Connect, names: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("pipeline")
 @_run_options
+@click.option(
+    "--mlflow-experiment",
+    default="",
+    metavar="NAME",
+    help="MLflow experiment for the runs that Kubeflow itself opens there (KFP 2.17 or newer).",
+)
 @click.option("--wait", is_flag=True, help="Show the tasks until the run ends.")
 @_cluster
 def submit(

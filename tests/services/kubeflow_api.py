@@ -78,6 +78,7 @@ class KubeflowApi:
         namespace: The only namespace with rights; empty: a single-user installation.
         failures: What the next calls of an API method answer in place of their result.
         progress: What a run looks like, one entry for each look at it; the last one stays.
+        created: What its answer to a new run has beside what was asked for.
         healthz: What it says of itself beside ``multi_user``.
         now: The time on its clock; None: this machine's.
         logs: The logs that it has, by pod; one that is JSON is an error.
@@ -92,6 +93,7 @@ class KubeflowApi:
     namespace: str = ""
     failures: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     progress: list[Body] = field(default_factory=list)
+    created: Body = field(default_factory=dict)
     healthz: Body = field(default_factory=lambda: {"tag_name": "2.17.0", "commit_sha": "0"})
     now: datetime | None = None
     logs: dict[str, bytes] = field(default_factory=dict)
@@ -312,7 +314,7 @@ class KubeflowApi:
 
     def run_service_create_run(self, _: Request, __: Any, body: Body) -> Body:
         self._check_run(body)
-        return _add(self.runs, "run_id", {**body, "state": "PENDING"})
+        return _add(self.runs, "run_id", {**body, "state": "PENDING", **self.created})
 
     def run_service_list_runs(self, request: Request, *_: Any) -> Body:
         wanted = request.query.get("experiment_id")

@@ -120,6 +120,25 @@ def test_the_same_experiment_is_used_again(kubeflow: KubeflowApi, medseg: Medseg
     assert "there is no kube config" in result.stderr
 
 
+def test_kubeflow_is_asked_for_an_mlflow_experiment(kubeflow: KubeflowApi, medseg: Medseg) -> None:
+    medseg("submit", "train", *TRAIN)
+    command = ("submit", "train", *TRAIN, "--mlflow-experiment", "spleen")
+    old = medseg(*command).stderr
+    kubeflow.created = {"plugins_output": {"mlflow": {"state": "PLUGIN_SUCCEEDED"}}}
+    linked = medseg(*command).stderr
+    failed = {"state": "PLUGIN_FAILED", "state_message": "MLflow does not answer."}
+    kubeflow.created = {"plugins_output": {"mlflow": failed}}
+    refused = medseg(*command).stderr
+    without, *others = kubeflow.runs.values()
+    assert "plugins_input" not in without
+    for run in others:  # as KFP 2.17's API documents it
+        assert run["plugins_input"] == {"mlflow": {"experiment_name": "spleen"}}
+    said = "note: no run was opened in the MLflow experiment 'spleen'"
+    assert f"{said}: this Kubeflow has no link to MLflow (KFP 2.17 or newer with" in old
+    assert said not in linked
+    assert f"{said}: MLflow does not answer.\n" in refused
+
+
 def _task(name: str, state: str, **more: Any) -> dict[str, Any]:
     return {"display_name": name, "state": state, "start_time": "2026-01-01T00:00:00Z", **more}
 

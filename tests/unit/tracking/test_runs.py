@@ -212,9 +212,7 @@ def test_the_embedded_store_needs_locks_that_all_nodes_see(
     with open_run(task(root)):  # on one machine nobody else is there
         pass
     monkeypatch.setenv(RUN_ID.name, "5f1d")
-    with pytest.raises(
-        UserError, match=r"\(nfs4, mounted with nolock\) whose locks"
-    ):
+    with pytest.raises(UserError, match=r"\(nfs4, mounted with nolock\) whose locks"):
         open_run(task(root)).__enter__()
     with open_run(task(root, tracking_uri=f"http://127.0.0.1:{free_port()}")):
         pass
