@@ -134,7 +134,8 @@ def _reasons(run: Run) -> Iterator[str]:
         if task.state == "FAILED":
             yield f"[red]error:[/] {escape(task.title)}: {escape(task.reason)}"
         elif task.reason:
-            yield f"[yellow]waiting:[/] {escape(task.title)}: {escape(task.reason)}"
+            kind = "waiting" if task.waits_since else "note"
+            yield f"[yellow]{kind}:[/] {escape(task.title)}: {escape(task.reason)}"
     if run.error:
         yield f"[red]error:[/] {escape(run.error)}"
 

@@ -276,10 +276,14 @@ class _Reading:
                 if not follow:
                     yield title, f"(no log yet: {task.reason or 'its pod has not started.'})"
                 continue
+            told = number < len(nodes) or task.state != "FAILED" or not task.reason
             try:
                 for line in self._logs.lines(node, ended=ended, everything=self._everything):
+                    told = told or task.reason in line
                     yield title, line
                 self.found = True
+                if not told:  # out of memory, evicted
+                    yield title, f"({task.reason})"
             except NoLogError as error:
                 self.missing = f"there is no log of {title}: {error}"
                 if number < len(nodes):

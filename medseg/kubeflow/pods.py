@@ -46,8 +46,8 @@ class Pod:
             return f"the node is fetching the image {image[1]}."
         return ""
 
-    def why_ended(self) -> str:
-        """What ended it from outside; empty where nothing did."""
+    def why_ended(self) -> tuple[str, str]:
+        """What ended it from outside, and the remedy; empty where nothing did."""
         status = self.spec.get("status", {})
         main = self._state("main")
         reasons = {main.get("terminated", {}).get("reason"), main.get("last", {}).get("reason")}
@@ -57,19 +57,20 @@ class Pod:
         said = _first(status.get("message") or lost.get("message") or "")
         if status.get("reason") == "Evicted" or lost.get("reason") == "TerminationByKubelet":
             return (
-                f"its node evicted it ({said or 'short of memory or disk'}): run it again, on a "
-                "node with more room or with a larger memory_request (your site's settings)."
+                f"its node evicted it ({said or 'short of memory or disk'})",
+                "run it again, on a node with more room or with a larger memory_request (your "
+                "site's settings)",
             )
         if status.get("reason") == "DeadlineExceeded":
             seconds = self.spec.get("spec", {}).get("activeDeadlineSeconds", "")
             return (
-                f"it took longer than its time limit ({seconds} s): raise time_limit_s (your "
-                "site's settings)."
+                f"it took longer than its time limit ({seconds} s)",
+                "raise time_limit_s (your site's settings)",
             )
         if lost or status.get("reason") in ("NodeLost", "NodeShutdown", "Terminated", "Preempting"):
             why = said or lost.get("reason") or status.get("reason")
-            return f"its node was taken away ({why}): run it again."
-        return ""
+            return f"its node was taken away ({why})", "run it again"
+        return "", ""
 
     # --- not on a node ---
 
@@ -253,16 +254,16 @@ class Pod:
         return own if name in self.parameters else otherwise
 
 
-def out_of_memory(limit: str, parameters: set[str]) -> str:
-    """The sentence for a stage that needed more memory than it may have.
+def out_of_memory(limit: str, parameters: set[str]) -> tuple[str, str]:
+    """What to say of a stage that needed more memory than it may have, and the remedy.
 
     Args:
         limit: Its limit, such as ``8Gi``, if it is known.
         parameters: The parameters of the run's pipeline.
     """
     if "memory" in parameters:
-        return f"out of memory (limit memory={limit}): raise it with -p memory=AMOUNT."
-    return f"out of memory (limit {limit or 'unknown'}): raise its memory limit."
+        return f"out of memory (limit memory={limit})", "raise it with -p memory=AMOUNT"
+    return f"out of memory (limit {limit or 'unknown'})", "raise its memory limit"
 
 
 def _fill(kind: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -60,22 +61,33 @@ class Reasons:
             elif task.waits_since and not run.finished:
                 late = now - task.waits_since > PATIENCE
                 reason = self._why_waiting(task, parameters) if late else ""
+            elif task.state == "RUNNING" and task.attempts > 1:
+                reason = self._why_again(task)
             # what starts in time is of no interest
             if not task.own or task.state == "FAILED" or reason:
                 tasks.append(replace(task, reason=reason))
         return replace(run, tasks=tuple(tasks), now=now)
 
     def _why_failed(self, task: Task, run: Run, parameters: set[str]) -> str:
-        if not task.nodes:
-            step = "Kubeflow does not name its pod" if not task.own else "it is Kubeflow's own step"
+        nodes = task.nodes or self._nodes(task)
+        if not nodes:
+            step = "it is Kubeflow's own step" if task.own else "Kubeflow does not name its pod"
             return f"{step}: its page says more ({run.url})."
-        node = task.nodes[-1]
+        node = nodes[-1]
         if node not in self._found:
             reason, final = self._read(task, node, run, parameters)
             if not final:
                 return reason
             self._found[node] = reason
         return self._found[node]
+
+    def _nodes(self, task: Task) -> tuple[str, ...]:
+        """The pods of a task that Kubeflow does not name, as far as Kubernetes can be asked."""
+        with contextlib.suppress(UserError):
+            for each in () if task.own else self._logs.tasks():
+                if each.name == task.name:
+                    return each.nodes
+        return ()
 
     def _read(self, task: Task, node: str, run: Run, parameters: set[str]) -> tuple[str, bool]:
         """Why a task failed, and whether a later look could not say more."""
@@ -93,11 +105,12 @@ class Reasons:
             return f"Kubeflow could not prepare it: {words.kubeflow}", True
         look = self._pods()
         if node in look.pods:
-            ended = Pod(look.pods[node], parameters=parameters).why_ended()
-            if ended:
-                return ended, True
+            cause, remedy = Pod(look.pods[node], parameters=parameters).why_ended()
+            if cause:
+                return f"{cause}: {remedy}.", True
         if words and words.killed:
-            return f"it was killed, most likely {out_of_memory(words.memory, parameters)}", True
+            cause, remedy = out_of_memory(words.memory, parameters)
+            return f"it was killed, most likely {cause}: {remedy}.", True
         if words:
             more = f"'medseg logs {run.id} {task.name} --all' shows what Kubeflow says"
             return f"it ended without a message ({words.kubeflow or 'no status'}): {more}.", True
@@ -119,6 +132,14 @@ class Reasons:
         events = look.events.get(pod["metadata"]["name"], [])
         reason = Pod(pod, events, parameters).why_waiting()
         return reason or "it has not started, and Kubernetes does not say why."
+
+    def _why_again(self, task: Task) -> str:
+        before = task.nodes[-2]
+        if before not in self._found:
+            pod = self._pods().pods.get(before)  # a pod that was deleted says nothing any more
+            self._found[before] = Pod(pod).why_ended()[0] if pod else ""
+        cause = self._found[before]
+        return f"attempt {task.attempts - 1} was lost, {cause}." if cause else ""
 
     def _pods(self) -> _Look:
         if self._look is None or self._look.until < time.monotonic():

@@ -32,7 +32,7 @@ class Task:
         started: When it started, if it has.
         finished: When it ended, if it has.
         waits_since: When its pod was asked for, where that has not started.
-        reason: Why it failed, or why it does not start, in a sentence.
+        reason: Why it failed, why it does not start, or why it was begun again, in a sentence.
         id: What it is known by at every look at the run.
         nodes: The identifiers of its attempts in the workflow.
         own: Whether it is a step of Kubeflow's own.

@@ -167,6 +167,7 @@ def test_out_of_memory_names_the_limit(
     run = recorded("train_oom")
     sentence = "out of memory (limit memory=700Mi): raise it with -p memory=AMOUNT."
     assert _listed(medseg("runs", run).stdout)[-1] == f"error: train: {sentence}"
+    assert medseg("logs", run, "train").stdout.splitlines()[-1] == f"({sentence})"
     kubernetes.objects["pods"].clear()  # an hour later only the log is left
     killed = f"it was killed, most likely {sentence}"
     assert _listed(medseg("runs", run).stdout)[-1] == f"error: train: {killed}"
@@ -255,6 +256,61 @@ def test_no_pod_at_all(recorded: Record, kubernetes: KubernetesApi, medseg: Meds
     run = recorded("segment_no_gpu.pending")
     kubernetes.objects["pods"].clear()
     assert "waiting: segment: it has no pod: a quota may be used up" in medseg("runs", run).stdout
+
+
+def test_a_driver_that_does_not_start(
+    recorded: Record, kubeflow: KubeflowApi, kubernetes: KubernetesApi, medseg: Medseg
+) -> None:
+    run = recorded("report_no_image.pending")
+    details = kubeflow.runs[run]["run_details"]["task_details"]
+    gone = ("report", "report(0)", "executor", "executor(0)")
+    details[:] = [each for each in details if each["display_name"] not in gone]
+    for each in details:
+        if each["display_name"].startswith("report-driver"):
+            each["state"] = "PENDING" if each["display_name"].endswith(")") else "RUNNING"
+    name = "medseg-report-lc9cm-system-container-driver-865895796"
+    kubernetes.objects["pods"][name]["status"] = {
+        "phase": "Pending",
+        "containerStatuses": [
+            {"name": "main", "state": {"waiting": {"reason": "ImagePullBackOff", "message": ""}}}
+        ],
+    }
+    stage, reason = _listed(medseg("runs", run).stdout)[1:]
+    assert stage.startswith("report pending ")
+    assert reason.startswith("waiting: report: the image ghcr.io/kubeflow/kfp-driver")
+
+
+def test_somebody_elses_pipeline(recorded: Record, kubeflow: KubeflowApi, medseg: Medseg) -> None:
+    """Its parameters are others; what is said names none of ours."""
+    run = recorded("segment_no_gpu.pending")
+    kubeflow.versions.clear()
+    kubeflow.runs[run]["runtime_config"] = {"parameters": {"accelerator": "a100"}}
+    assert _listed(medseg("runs", run).stdout)[-1] == (
+        "waiting: segment: no node has nvidia.com/gpu and accelerator=a100: ask for other nodes, "
+        "or wait until one is there."
+    )
+
+
+def test_an_eviction_is_told_while_the_next_attempt_runs(
+    recorded: Record, kubeflow: KubeflowApi, kubernetes: KubernetesApi, medseg: Medseg
+) -> None:
+    run = recorded("lifecycle")
+    for each in kubeflow.runs[run]["run_details"]["task_details"]:
+        if each["display_name"] in ("train", "train(0)"):
+            each["state"] = "RUNNING"
+    node = "medseg-lifecycle-tk9x7-2134024326"
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": "low on resource: memory. So"}
+    kubernetes.objects["pods"][node] = {
+        "metadata": {
+            "name": node,
+            "labels": {"pipeline/runid": run},
+            "annotations": {"workflows.argoproj.io/node-id": node},
+        },
+        "status": evicted,
+    }
+    assert _listed(medseg("runs", run).stdout)[-1] == (
+        "note: train: attempt 1 was lost, its node evicted it (low on resource: memory)."
+    )
 
 
 # --- logs without kubectl ---
@@ -381,10 +437,11 @@ def test_tasks_without_pods(
     for each in kubeflow.runs[run]["run_details"]["task_details"]:
         each.pop("child_tasks", None)
     lines = _listed(medseg("runs", run).stdout)
-    assert lines[1:3] == ["train failed 50", "notify succeeded 10"]
-    assert lines[3].startswith("error: train: Kubeflow does not name its pod: its page says more")
+    assert lines[1:] == ["train failed 50", "notify succeeded 10", f"error: train: {NO_CONFIG}"]
     assert medseg("logs", run).stdout == f"--- train\nerror: {NO_CONFIG}\n"
     kubernetes.forbidden = {"pods"}
+    lines = _listed(medseg("runs", run).stdout)
+    assert lines[3].startswith("error: train: Kubeflow does not name its pod: its page says more")
     assert "does not name the pods of" in medseg("logs", run, status=1).stderr
 
 

@@ -179,7 +179,7 @@ def test_why_it_waits(pod: Pod, sentence: str) -> None:
                     }
                 ]
             ),
-            "its node was taken away (preempted for a more important pod): run it again.",
+            "its node was taken away (preempted for a more important pod): run it again",
         ),
         (
             _pod(
@@ -187,16 +187,16 @@ def test_why_it_waits(pod: Pod, sentence: str) -> None:
                     {"name": "main", "lastState": {"terminated": {"reason": "OOMKilled"}}}
                 ]
             ),
-            "out of memory (limit memory=8Gi): raise it with -p memory=AMOUNT.",
+            "out of memory (limit memory=8Gi): raise it with -p memory=AMOUNT",
         ),
         (_pod(reason="Error"), ""),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_what_ended_it(pod: Pod, sentence: str) -> None:
-    found = pod.why_ended()
-    assert found.startswith(sentence)
-    assert bool(found) == bool(sentence)
+    cause, remedy = pod.why_ended()
+    assert f"{cause}: {remedy}".startswith(sentence or ": ")
+    assert bool(cause) == bool(remedy) == bool(sentence)
 
 
 def test_somebody_elses_pipeline_has_other_parameters() -> None:
@@ -207,4 +207,4 @@ def test_somebody_elses_pipeline_has_other_parameters() -> None:
     )
     state = {"name": "main", "state": {"terminated": {"reason": "OOMKilled"}}}
     killed = Pod(_pod(containerStatuses=[state]).spec, [])
-    assert killed.why_ended() == "out of memory (limit 8Gi): raise its memory limit."
+    assert killed.why_ended() == ("out of memory (limit 8Gi)", "raise its memory limit")
