@@ -225,7 +225,7 @@ def test_inference_pipeline_one_folder_a_case(
 
 
 def cases_of(variant: str, project: Path, folder: Path) -> list[str]:
-    """Several cases; of DICOM without any description, which is what some scanners send."""
+    """Several cases; of DICOM without descriptions, the first without preambles, as some send."""
     source = study(project)
     names = [f"case{number}" for number in range(3)]
     for name in names:
@@ -237,6 +237,9 @@ def cases_of(variant: str, project: Path, folder: Path) -> list[str]:
                 StudyDescription=None,
                 SeriesDescription=None,
             )
+            if name == names[0]:
+                for path in (folder / name).iterdir():
+                    path.write_bytes(path.read_bytes()[132:])
         else:
             case = source.parent.name
             image = project / "NIFTI/Task04" / case / f"{case}_image.nii.gz"

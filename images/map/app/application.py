@@ -77,9 +77,12 @@ def read_header(path: str) -> Dataset:
             as ``FolderSource`` does.
     """
     try:
-        return dcmread(path, stop_before_pixels=True)
+        header = dcmread(path, stop_before_pixels=True, force=True)  # some have no preamble
     except (ValueError, EOFError, AttributeError, KeyError) as error:
         raise InvalidDicomError(type(error).__name__) from error
+    if "SOPInstanceUID" not in header:
+        raise InvalidDicomError("no instance")
+    return header
 
 
 dicom_data_loader_operator.dcmread = read_header  # the loader has no option for it
