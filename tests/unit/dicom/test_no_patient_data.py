@@ -36,8 +36,11 @@ from medseg.components import (
     segment,
     test_model,
 )
+from medseg.deploy import load_segmentation_task
+from medseg.deploy.application import Package
+from medseg.deploy.dicom_input import segment_studies
 from medseg.imaging import write_nifti
-from medseg.project import DataRoot
+from medseg.project import DataRoot, UserError, explained_os_errors, unquoted_errors
 from medseg.project.variables import EVENTS
 from tests.cases.talkative import talkative
 from tests.cases.threshold import write_threshold_model
@@ -90,7 +93,22 @@ FAULTS = (
 )
 """What fails; no file makes a library fail on demand in every place."""
 
-STAGES = ["dicom_to_nifti", "nifti_to_dicom", "segment", "medseg segment"]
+STAGES = ["dicom_to_nifti", "nifti_to_dicom", "segment", "medseg segment", "inference image"]
+
+CODE = {"code": "1", "scheme": "99TEST", "meaning": "Bright"}
+TASK = {
+    "Modalities": {"image": {"Rules_Text": ""}},
+    "Segments": [
+        {
+            "segment_label": name,
+            "segmented_property_category": CODE,
+            "segmented_property_type": CODE,
+            "algorithm_name": "Threshold",
+        }
+        for name in ("Low", "High")
+    ],
+}
+"""What an inference image segments."""
 
 ERRORS = (ValueError, RuntimeError, KeyError, TypeError, OSError, AttributeError, Exception)
 
@@ -195,7 +213,16 @@ def stages(model: Path, root: Path) -> dict[str, Callable[[], Any]]:
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             print(f"{type(done.exception)}: {done.exception}")  # Python would show a traceback
 
+    def inference_image() -> None:  # from where MONAI Deploy has chosen the series
+        header = pydicom.dcmread(next((root / "DICOM/ct").iterdir()), force=True)
+        chosen = {header.StudyInstanceUID: {"image": [header.SeriesInstanceUID]}}
+        (root / "task.yaml").write_text(yaml.safe_dump({"tasks": {"Bright": TASK}}))
+        with explained_os_errors(), unquoted_errors():
+            package = Package(root / "model.ts", load_segmentation_task(root / "task.yaml"))
+            segment_studies(package, chosen, root / "DICOM", root / "out")
+
     return {
+        "inference image": inference_image,
         "dicom_to_nifti": convert,
         "test_model": measure,
         "nifti_to_dicom": lambda: nifti_to_dicom.python_func("in", "back", artifact, modality="CT"),
@@ -234,6 +261,8 @@ def check(
                 stages(model, root)[stage]()
             except SystemExit as error:
                 assert error.code == 1
+            except UserError as error:
+                print(error)  # as the image's command does
         text = told()
         assert MARKER not in text, text
         assert DATE not in text, text
