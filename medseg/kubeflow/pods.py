@@ -15,7 +15,7 @@ from medseg.project.variables import SECRETS
 Json = dict[str, Any]
 
 _NO_IMAGE = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}
-_FIRST = re.compile(r"(.+?[^.\d])(\. |\.?$)", re.DOTALL)
+_FIRST = re.compile(r"(.+?)(\. |\.?$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,10 @@ class Pod:
             text = next((e.get("message", "") for e in self._with("FailedScheduling")), "")
         if condition.get("reason") == "SchedulingGated":
             gates = [gate["name"] for gate in self.spec["spec"].get("schedulingGates") or []]
-            return f"it waits for its queue to let it in ({', '.join(gates) or 'a gate'})."
+            named = ", ".join(gates) or "a gate"
+            return (
+                f"it waits for its queue to let it in ({named}): wait, or ask who runs the queue."
+            )
         if any(self._with("TriggeredScaleUp")):
             return "no node suits it yet, and the cluster is adding one."
         return self._no_claim(text) or self._no_node(text)
@@ -124,6 +127,9 @@ class Pod:
             wanted += labels
             causes.append("node_selector")
         remedies = self._change([name for name in causes if name in self.parameters], bool(causes))
+        if unlike and self._affinity():
+            wanted += self._affinity()
+            remedies.append("change node_affinity in your site's settings")
         for name in ("cpu", "memory"):
             if name in short:
                 wanted.append(f"{self._request(name)} of {name} free")
@@ -139,7 +145,8 @@ class Pod:
                 f"no node has {' and '.join(wanted)}: {', '.join(remedies)}, or wait until one is "
                 "there."
             )
-        return f"no node takes it: {_first(text)}." if text else "no node has taken it yet."
+        why = f": {_first(text)}" if text else " yet"
+        return f"no node takes it{why}. Wait, or ask the administrator."
 
     @staticmethod
     def _change(names: list[str], needed: bool) -> list[str]:
@@ -161,7 +168,8 @@ class Pod:
                 return self._no_image(container["name"], container.get("image", ""), text)
             if reason.endswith("Error"):
                 return self._no_secret(text) or (
-                    f"its container cannot be made: {_first(text) or reason}."
+                    f"its container cannot be made: {_first(text) or reason}. Ask the "
+                    "administrator, or whoever made the image."
                 )
             if reason == "CrashLoopBackOff":
                 return f"its container {container['name']} ends again and again: read its log."
@@ -207,7 +215,7 @@ class Pod:
                     f"the claim {claims} is in use on another node: use a claim that several nodes "
                     "can mount (ReadWriteMany), or wait until the other is done."
                 )
-            return f"the claim {claims} cannot be mounted: {_first(text)}."
+            return f"the claim {claims} cannot be mounted: {_first(text)}. Ask the administrator."
         return ""
 
     # --- reading the pod ---
@@ -244,6 +252,16 @@ class Pod:
 
     def _node_selector(self) -> dict[str, str]:
         return dict(self.spec.get("spec", {}).get("nodeSelector") or {})
+
+    def _affinity(self) -> list[str]:
+        """What the nodes' labels must be beside the selector's; of alternatives the first."""
+        every = (self.spec.get("spec", {}).get("affinity") or {}).get("nodeAffinity") or {}
+        needed = every.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+        first: Json = next(iter(needed.get("nodeSelectorTerms") or []), {})
+        return [
+            " ".join([rule["key"], rule["operator"], ", ".join(rule.get("values") or [])]).strip()
+            for rule in first.get("matchExpressions") or []
+        ]
 
     def _claims(self) -> list[str]:
         volumes = self.spec.get("spec", {}).get("volumes") or []

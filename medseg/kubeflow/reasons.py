@@ -131,7 +131,8 @@ class Reasons:
             )
         events = look.events.get(pod["metadata"]["name"], [])
         reason = Pod(pod, events, parameters).why_waiting()
-        return reason or "it has not started, and Kubernetes does not say why."
+        silent = "it has not started, and Kubernetes does not say why; its page may."
+        return reason or silent
 
     def _why_again(self, task: Task) -> str:
         before = task.nodes[-2]

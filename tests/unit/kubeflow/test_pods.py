@@ -92,7 +92,7 @@ MOUNT = 'MountVolume.SetUp failed for volume "s" : references non-existent secre
         ),
         (
             _pod(unscheduled="Scheduling is blocked", because="SchedulingGated"),
-            "it waits for its queue to let it in (kueue.x-k8s.io/admission).",
+            "it waits for its queue to let it in (kueue.x-k8s.io/admission): wait",
         ),
         (
             _pod(unscheduled=f"{NODES}3 node(s) had a new fault. preemption: no"),
@@ -197,6 +197,18 @@ def test_what_ended_it(pod: Pod, sentence: str) -> None:
     cause, remedy = pod.why_ended()
     assert f"{cause}: {remedy}".startswith(sentence or ": ")
     assert bool(cause) == bool(remedy) == bool(sentence)
+
+
+def test_affinity_of_nodes() -> None:
+    pod = _pod(unscheduled="didn't match Pod's node affinity/selector")
+    rules = [{"key": "zone", "operator": "In", "values": ["a", "b"]}]
+    terms = {"nodeSelectorTerms": [{"matchExpressions": rules}]}
+    needed = {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+    pod.spec["spec"]["affinity"] = {"nodeAffinity": needed}
+    assert pod.why_waiting() == (
+        "no node has zone In a, b: change node_affinity in your site's settings, or wait until one "
+        "is there."
+    )
 
 
 def test_somebody_elses_pipeline_has_other_parameters() -> None:
