@@ -87,7 +87,12 @@ def run(
     finished = run_and_show(
         pipeline, DataRoot.at(data_root), read_arguments(file, given), runner=runner, name=run_name
     )
-    raise SystemExit(0 if finished.succeeded else 1)
+    succeeded = finished.succeeded
+    if pipeline.name == "check":
+        from medseg.cli.check import show_local
+
+        succeeded = show_local(finished) and succeeded
+    raise SystemExit(0 if succeeded else 1)
 
 
 @main.command()

@@ -1,3 +1,5 @@
+from .dicomweb import holds_studies as holds_studies
+from .dicomweb import url_scheme as url_scheme
 from .images import image_series as image_series
 from .images import read_image as read_image
 from .seg import build_segmentation as build_segmentation

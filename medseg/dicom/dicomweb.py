@@ -76,6 +76,20 @@ def web_client(url: str) -> DICOMwebClient:
     return client
 
 
+def holds_studies(url: str) -> bool:
+    """Whether a server holds any study that these credentials may see.
+
+    Args:
+        url: The server's DICOMweb root.
+
+    Raises:
+        UserError: It does not answer, or refuses.
+    """
+    client = web_client(url)
+    with server_errors(url):
+        return bool(client.search_for_studies(limit=1))
+
+
 @contextmanager
 def server_errors(url: str) -> Iterator[None]:
     """Turns an error of the server or the network into a sentence.

@@ -64,7 +64,7 @@ def report_failure(
         "status": "FAILED",
         "errors": errors,
     }
-    _post(secret("notify", "url"), message)
+    post_message(secret("notify", "url"), message)
     return message
 
 
@@ -94,7 +94,16 @@ def _public(event: Event) -> str:
     return f"{event.error}; its log says more."
 
 
-def _post(url: str, message: dict[str, Any]) -> None:
+def post_message(url: str, message: dict[str, Any]) -> None:
+    """Sends a message to a webhook.
+
+    Args:
+        url: Its address.
+        message: As JSON that chat services read (``text``).
+
+    Raises:
+        UserError: The address is no http(s) URL, or the message was not taken.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
@@ -114,5 +123,6 @@ def _post(url: str, message: dict[str, Any]) -> None:
             raise explained from None
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"the webhook at {parts.hostname} did not take the message ({reason})."
+            f"the webhook at {parts.hostname} did not take the message ({reason}): check its address "
+            "(medseg secrets notify), and that the cluster's network lets stages out to it."
         ) from None

@@ -53,11 +53,11 @@ def _embedded(uri: str) -> bool:
     return uri.startswith("sqlite:")
 
 
-def connect(config: TaskConfig) -> tuple[Any, str]:
-    """A client of the store, and the id of the config's experiment, which is made if needed.
+def open_client(uri: str) -> Any:
+    """A client that gives up soon, and is quiet.
 
-    Raises:
-        Exception: Whatever MLflow raises where the store cannot be reached.
+    Args:
+        uri: The store.
     """
     # MLflow reads these when it is imported or sends a request.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -69,14 +69,22 @@ def connect(config: TaskConfig) -> tuple[Any, str]:
 
     # What it logs with a traceback (a full disk), it raises too, and the tracker says it in a line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    return MlflowClient(uri)
 
+
+def connect(config: TaskConfig) -> tuple[Any, str]:
+    """A client of the store, and the id of the config's experiment, which is made if needed.
+
+    Raises:
+        Exception: Whatever MLflow raises where the store cannot be reached.
+    """
     uri = tracking_uri(config)
     if not _embedded(uri):
-        client = MlflowClient(uri)
+        client = open_client(uri)
         return client, _experiment(client, config, None)
     # two folds that make the tables at once would fail
     with lock(config.root, "mlflow", wait=True):
-        client = MlflowClient(uri)
+        client = open_client(uri)
         return client, _experiment(client, config, (config.root.path / "mlartifacts").as_uri())
 
 

@@ -28,7 +28,7 @@ from medseg.project.variables import SECRETS, SETTINGS_FILE
 from tests.conftest import PROJECT
 
 PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
-GPU = {"train", "validate", "segment", "test-model", "promote", "inference"}
+GPU = {"check", "train", "validate", "segment", "test-model", "promote", "inference"}
 """Stages that compute on a GPU, said once more here, so that no other comes to ask for one.
 
 Those that ``./build.sh new-component`` has made say it in their own test.
