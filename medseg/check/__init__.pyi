@@ -3,10 +3,12 @@ from .cluster import kubeflow_row as kubeflow_row
 from .cluster import rights_rows as rights_rows
 from .rows import Row as Row
 from .rows import looked as looked
+from .rows import refused as refused
 from .rows import worst as worst
 from .site import Asked as Asked
 from .site import check_beside as check_beside
 from .site import check_site as check_site
 from .site import read_rows as read_rows
 from .table import lines as lines
+from .table import read_lines as read_lines
 from .table import verdict as verdict

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,6 @@ if TYPE_CHECKING:
     from medseg.kubeflow.namespace import Connection
 
 ENFORCE = "pod-security.kubernetes.io/enforce"
-OLDEST, COMPLIANT = (2, 5), (2, 16)
-"""Versions of Kubeflow Pipelines: the oldest that runs ours, the first that sets a stage's user."""
-
 RIGHTS = (
     ("start runs", "pipelines.kubeflow.org", "runs", "create"),
     ("upload pipelines", "pipelines.kubeflow.org", "pipelines", "create"),
@@ -26,13 +22,15 @@ RIGHTS = (
 """What the command does: in words, and as Kubernetes asks for it."""
 
 
-def cluster_rows(claim: str, namespace: str = "", version: str = "") -> Iterator[Row]:
+def cluster_rows(
+    claim: str, namespace: str = "", server: dict[str, Any] | None = None
+) -> Iterator[Row]:
     """The claim and the level of Pod Security, as the cluster's API tells them.
 
     Args:
         claim: The claim of the project volume.
         namespace: Where it is; by default the one that the configuration names.
-        version: Kubeflow Pipelines' version, where it is known.
+        server: What Kubeflow Pipelines says of itself, where it was asked.
 
     Raises:
         UserError: Kubernetes cannot be asked.
@@ -42,7 +40,7 @@ def cluster_rows(claim: str, namespace: str = "", version: str = "") -> Iterator
     with core_api() as connection:
         namespace = namespace or connection.namespace
         yield _claim(connection, claim, namespace)
-        yield _security(connection, namespace, version)
+        yield _security(connection, namespace, server or {})
 
 
 def _claim(connection: Connection, name: str, namespace: str) -> Row:
@@ -81,18 +79,21 @@ def _claim(connection: Connection, name: str, namespace: str) -> Row:
     return Row("claim", "ok", text)
 
 
-def _security(connection: Connection, namespace: str, version: str) -> Row:
+def _security(connection: Connection, namespace: str, server: dict[str, Any]) -> Row:
+    from medseg.kubeflow.server import SECURITY_CONTEXT, version_of
+
     found = _asked(connection.api.read_namespace, namespace)
     if isinstance(found, int):
         return _unseen("Pod Security", "namespaces", found)
     level = (found.metadata.labels or {}).get(ENFORCE, "privileged")
     text = f"{namespace} enforces {level}"
-    if level == "restricted" and (known := version_of(version)) and known < COMPLIANT:
+    version = version_of(server)
+    if level == "restricted" and version is not None and version < SECURITY_CONTEXT:
         return Row(
             "Pod Security",
             "failed",
-            f"{text}; pods of Kubeflow Pipelines {version} do not comply",
-            f"take Kubeflow Pipelines 2.16 or newer, or label the namespace {ENFORCE}=baseline",
+            f"{text}, with which pods of Kubeflow Pipelines before 2.16 do not comply",
+            f"update Kubeflow Pipelines, or label the namespace {ENFORCE}=baseline",
         )
     return Row("Pod Security", "ok", text)
 
@@ -136,51 +137,25 @@ def rights_rows(namespace: str = "") -> Iterator[Row]:
 
 
 def kubeflow_row(server: dict[str, Any], host: str) -> Row:
-    """Kubeflow Pipelines' version, as it tells it.
+    """Kubeflow Pipelines' version, and what that leaves out of what stages ask for.
 
     Args:
         server: Its answer to ``healthz``.
         host: Its address.
     """
-    version = told_version(server)
-    known = version_of(version)
-    if known is None:
-        return Row(
-            "Kubeflow",
-            "warning",
-            f"{host} answers, and hides its version",
-            "see the bottom of the UI's left column: 2.5 is the oldest that works",
-        )
-    text = f"{host} is Kubeflow Pipelines {version}"
-    if known < OLDEST:
-        return Row("Kubeflow", "failed", text, "update it to 2.5 or newer")
-    if known < COMPLIANT:
-        return Row(
-            "Kubeflow",
-            "warning",
-            text,
-            "before 2.16 it leaves out the securityContext: the image's own user 1000 holds",
-        )
-    return Row("Kubeflow", "ok", text)
+    from medseg.kubeflow.server import OLDEST, SECURITY_CONTEXT, left_out, version_of
 
-
-def told_version(server: dict[str, Any]) -> str:
-    """The version in an answer to ``healthz``; empty where it is hidden.
-
-    Args:
-        server: The answer.
-    """
-    return next((str(server[key]) for key in ("tag_name", "tagName") if server.get(key)), "")
-
-
-def version_of(text: str) -> tuple[int, int] | None:
-    """Major and minor number of a version; None where it is none.
-
-    Args:
-        text: Such as ``2.17.0``.
-    """
-    match = re.match(r"v?(\d+)\.(\d+)", text)
-    return (int(match[1]), int(match[2])) if match else None
+    version, gaps = version_of(server), left_out(server).rstrip(".")
+    if version is None:
+        remedy = "see the bottom of the UI's left column: 2.5 is the oldest that works"
+        return Row("Kubeflow", "warning", f"{host} answers; {gaps}", remedy)
+    if version < OLDEST:
+        found, _, remedy = gaps.partition(": ")
+        return Row("Kubeflow", "failed", found, remedy)
+    if version < SECURITY_CONTEXT:
+        remedy = "it works; for all that the stages ask for update it to 2.16 or newer"
+        return Row("Kubeflow", "warning", gaps, remedy)
+    return Row("Kubeflow", "ok", gaps)
 
 
 def _asked(read: Any, *arguments: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -68,16 +69,24 @@ def looked(name: str, look: Look) -> Iterator[Row]:
         )
 
 
+_BREAK = r"[;:] (?![^()]*\))"  # not inside brackets
+
+
 def refused(name: str, error: UserError, state: State = "failed") -> Row:
-    """The row of an error: its sentence up to the last colon, and what to do after it.
+    """The row of an error: what its sentence says is wrong, and what it says to do.
+
+    The second is another sentence, or what stands behind the last colon or semicolon.
 
     Args:
         name: What was looked at.
         error: The error.
         state: How bad it is.
     """
-    found, colon, remedy = str(error).rstrip(".").rpartition(": ")
-    return Row(name, state, found, remedy) if colon else Row(name, state, remedy)
+    text = str(error).rstrip(".")
+    parts = re.split(r"\. (?=[A-Z])", text, maxsplit=1)
+    if len(parts) == 1:
+        parts = re.split(rf"{_BREAK}(?!.*{_BREAK})", text, maxsplit=1)
+    return Row(name, state, parts[0], *parts[1:])
 
 
 def worst(rows: Iterable[Row]) -> State:

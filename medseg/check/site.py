@@ -68,8 +68,8 @@ def check_site(run: str, asked: Asked, table: Path) -> None:
         asked: What to look at.
         table: Where the HTML page goes.
     """
-    with telling(SITE, run), _told():
-        root, rows = _root()
+    with telling(SITE, run), _told() as rows:
+        root = _root(rows)
         meeting = Meeting(root, run, SITE, BESIDE) if root else None
         with _present(meeting) as there:
             rows += _all(_looks(root, asked))
@@ -89,8 +89,8 @@ def check_beside(run: str, registry: str, *, push: bool = False, insecure: bool 
         push: Whether to push an empty image.
         insecure: The registry speaks plain HTTP, or has a certificate of its own.
     """
-    with telling(BESIDE, run), _told():
-        root, _ = _root()  # what is wrong with the volume the other one tells
+    with telling(BESIDE, run), _told() as untold:  # what is wrong with both the other one tells
+        root = _root(untold)
         meeting = Meeting(root, run, BESIDE, SITE) if root else None
         look = partial(registry_rows, registry, push=push, insecure=insecure)
         with _present(meeting) as there:
@@ -159,11 +159,13 @@ def _beside(there: Meeting) -> list[Row]:
     return [row, *(rows or [])]
 
 
-def _root() -> tuple[DataRoot | None, list[Row]]:
+def _root(rows: list[Row]) -> DataRoot | None:
+    """The data root; None, and a row, where it is not there."""
     try:
-        return open_root(), []
+        return open_root()
     except UserError as error:
-        return None, [refused("volume", error)]
+        rows.append(refused("volume", error))
+        return None
 
 
 @contextmanager
@@ -179,13 +181,22 @@ def _present(meeting: Meeting | None) -> Iterator[Meeting | None]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Start, end and errors, as of any stage; no lock, which a bad volume would refuse."""
+def _told() -> Iterator[list[Row]]:
+    """Start, end and errors, as of any stage; no lock, which a bad volume would refuse.
+
+    Yields:
+        The first rows: what is wrong with the site's own certificates.
+    """
     started = time.monotonic()
     announce("start", "")
+    rows = []
     try:
-        with own_authorities():
-            yield
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(own_authorities())
+            except UserError as error:
+                rows.append(refused("certificates", error))
+            yield rows
     except BaseException as error:
         announce("error", f"{type(error).__name__}: {error}", error=type(error).__name__)
         raise

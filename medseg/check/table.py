@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
 
 from medseg.check.rows import Row
@@ -53,7 +55,26 @@ def lines(rows: Sequence[Row]) -> list[str]:
     width = max((len(row.name) for row in rows), default=0)
     text = []
     for row in rows:
-        text.append(f"{row.state:<9}  {row.name:<{width}}  {row.found}")
+        text.append(f"{row.state:<9}  {row.name:<{width}}  {' '.join(row.found.split())}")
         if row.remedy:
-            text.append(f"{'':<9}  {'':<{width}}  -> {row.remedy}")
+            text.append(f"{'':<9}  {'':<{width}}  {_ARROW}{' '.join(row.remedy.split())}")
     return text
+
+
+_ARROW = "-> "
+_LINE = re.compile(rf"({'|'.join(_COLOURS)}) {{2,}}(\S.*?) {{2,}}(\S.*)")
+
+
+def read_lines(text: Iterable[str]) -> list[Row]:
+    """The rows that a log holds as :func:`lines` writes them.
+
+    Args:
+        text: The log's lines.
+    """
+    rows: list[Row] = []
+    for line in text:
+        if match := _LINE.fullmatch(line.rstrip()):
+            rows.append(Row(match[2], match[1], match[3]))  # type: ignore[arg-type]
+        elif rows and (remedy := line.strip()).startswith(_ARROW):
+            rows[-1] = replace(rows[-1], remedy=remedy.removeprefix(_ARROW))
+    return rows

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from medseg.check.rows import Row
-from medseg.project import DataRoot, UserError, explain_os_error, scratch_folder
+from medseg.project import DataRoot, UserError, explain_os_error, scratch_folder, unshared_locks
 
 SLOW_MB_S = 30.0
 """A training reads its cases again and again: below this rate, MB/s, it waits for them."""
@@ -20,7 +20,8 @@ SLOW_FILES_S = 20.0
 LOW_SPACE = 50 * 2**30
 """bytes: the preprocessed data of a hundred CT cases takes about as much."""
 NO_SPACE = 2 * 2**30
-_SAMPLE = 64 * 2**20
+SAMPLE = 64 * 2**20
+"""bytes that are written and read to see how fast that is."""
 _BLOCK = 2**20
 _FILES = 100
 
@@ -43,7 +44,7 @@ def volume_rows(root: DataRoot) -> Iterator[Row]:
         with scratch_folder(root.path / FOLDER / "work") as work:
             _write(work)
             yield Row("volume: writable", "ok", f"{where}, as uid {os.getuid()}")
-            yield _locks(work)
+            yield _locks(root.path, work)
             yield _space(root.path)
             yield _speed(work)
     except (OSError, UserError) as error:
@@ -66,7 +67,10 @@ def _write(work: Path) -> None:
         raise OSError(f"{after} does not hold what was written there")
 
 
-def _locks(work: Path) -> Row:
+def _locks(root: Path, work: Path) -> Row:
+    if kind := unshared_locks(root):
+        found = f"other nodes do not see this node's locks ({kind})"
+        return Row("volume: locks", "failed", found, LOCK_REMEDY)
     path = work / "lock"
     try:
         with path.open("a") as file:
@@ -118,7 +122,7 @@ def _gigabytes(size: float) -> str:
 
 def _speed(work: Path) -> Row:
     found = os.statvfs(work)
-    size = min(_SAMPLE, found.f_bavail * found.f_frsize // 4) // _BLOCK * _BLOCK
+    size = min(SAMPLE, found.f_bavail * found.f_frsize // 4) // _BLOCK * _BLOCK
     if not size:
         return Row("volume: speed", "warning", "no room to measure it", "free some space first")
     written, read = _transfer(work / "sample", size)

@@ -131,6 +131,26 @@ def submit(
 
 
 @click.command()
+@click.argument("pipeline", default="check")
+@_run_options
+@_cluster
+def check(
+    connect: Connect, pipeline: str, file: Path | None, given: tuple[str, ...], **options: Any
+) -> None:
+    """Is this site ready? Look from here, then from pods; one table of what to do.
+
+    PIPELINE is site/check.yaml where your site compiles its own.
+    """
+    from medseg.cli.check import check_cluster
+    from medseg.kubeflow.compiled import read_pipeline
+    from medseg.kubeflow.local import read_arguments
+
+    compiled = read_pipeline(pipeline)
+    arguments = compiled.arguments(read_arguments(file, given))
+    raise SystemExit(0 if check_cluster(connect, compiled, arguments, **options) else 1)
+
+
+@click.command()
 @click.argument("pipeline")
 @_run_options
 @click.option("--cron", default="", help="When: '0 2 * * *' is every night at two.")
@@ -235,4 +255,4 @@ def secrets(kind: str, file: Path | None, name: str, namespace: str) -> None:
     click.echo(f"{state} the Secret {name} in the namespace {where}")
 
 
-COMMANDS = (upload, submit, schedule, runs, logs, cancel, secrets)
+COMMANDS = (check, upload, submit, schedule, runs, logs, cancel, secrets)

@@ -99,6 +99,11 @@ class Cluster:
         self._reasons: dict[str, Reasons] = {}
 
     @property
+    def server(self) -> dict[str, Any]:
+        """What this installation says of itself (``healthz``)."""
+        return self._api.server
+
+    @property
     def left_out(self) -> str:
         """What this installation leaves out of what the stages ask for, in a line."""
         return left_out(self._api.server)

@@ -123,6 +123,6 @@ def post_message(url: str, message: dict[str, Any]) -> None:
             raise explained from None
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"the webhook at {parts.hostname} did not take the message ({reason}): check its address "
-            "(medseg secrets notify), and that the cluster's network lets stages out to it."
+            f"the webhook at {parts.hostname} did not take the message ({reason}): check its "
+            "address (medseg secrets notify), and that stages are let out to it."
         ) from None

@@ -19,8 +19,7 @@ def left_out(server: dict[str, Any]) -> str:
     Args:
         server: What it says of itself (``/apis/v2beta1/healthz``); its pages spell that otherwise.
     """
-    tag = str(server.get("tag_name") or server.get("apiServerTagName") or "")
-    version = _version(tag)
+    version = version_of(server)
     if version is None:
         newer = " (2.14 or newer, as it names its pipeline store)" if _has_store(server) else ""
         retries = "" if newer else " before 2.14 it leaves out retries, and"
@@ -28,7 +27,7 @@ def left_out(server: dict[str, Any]) -> str:
             f"the server hides its version{newer}:{retries} before 2.16 it leaves out the security "
             f"context of the stages ({_USER})."
         )
-    name = f"Kubeflow Pipelines {tag}"
+    name = f"Kubeflow Pipelines {_tag(server)}"
     if version < OLDEST:
         return f"{name} is older than 2.5, which runs need at least: have it updated."
     gaps = []
@@ -46,9 +45,18 @@ def left_out(server: dict[str, Any]) -> str:
     )
 
 
-def _version(tag: str) -> tuple[int, int] | None:
-    match = re.match(r"v?(\d+)\.(\d+)", tag)
+def version_of(server: dict[str, Any]) -> tuple[int, int] | None:
+    """Major and minor number of an installation; None where it hides them.
+
+    Args:
+        server: As above.
+    """
+    match = re.match(r"v?(\d+)\.(\d+)", _tag(server))
     return (int(match[1]), int(match[2])) if match else None
+
+
+def _tag(server: dict[str, Any]) -> str:
+    return str(server.get("tag_name") or server.get("apiServerTagName") or "")
 
 
 def _has_store(server: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from medseg.project import UserError
+from medseg.project import UserError, certificate_error
 from medseg.tracking.store import masked, open_client
 
 _AWAY = re.compile(
@@ -87,6 +88,8 @@ class TryRun:
             raise self._server_error(error) from None
 
     def _server_error(self, error: Exception) -> UserError:
+        if explained := certificate_error(error, self._uri):
+            return explained
         host = urlsplit(self._uri).hostname or masked(self._uri)
         status = getattr(error, "get_http_status_code", lambda: 0)()
         text = masked(str(error))
@@ -110,6 +113,9 @@ class TryRun:
         )
 
     def _storage_error(self, error: Exception) -> UserError:
+        endpoint = os.environ.get("MLFLOW_S3_ENDPOINT_URL", self._uri)
+        if explained := certificate_error(error, endpoint):
+            return explained
         text = masked(str(error))
         where = self.storage
         if isinstance(error, ImportError):

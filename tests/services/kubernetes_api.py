@@ -20,6 +20,7 @@ from tests.services.models import Refused, check_model
 PATH = re.compile(
     r"/api/v1/namespaces/(?P<namespace>[^/]+)/(?P<kind>\w+)(/(?P<name>[^/]+))?(/log)?"
 )
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 @dataclass
@@ -31,12 +32,14 @@ class KubernetesApi:
         objects: All objects by kind (plural) and name.
         logs: Logs by pod.
         forbidden: The kinds of objects (plural) that may not be read.
+        labels: The namespace's.
     """
 
     namespace: str = "team"
     objects: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     forbidden: set[str] = field(default_factory=set)
+    labels: dict[str, str] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     version: int = 0
 
@@ -63,6 +66,13 @@ class KubernetesApi:
         return Answer(200, json.dumps(result).encode())
 
     def _answer(self, request: Request) -> Any:
+        if request.path == REVIEWS:
+            return self._review(json.loads(request.body))
+        if request.path == f"/api/v1/namespaces/{self.namespace}":
+            if "namespaces" in self.forbidden:
+                raise Refused(403, "may not read namespaces")
+            named = {"name": self.namespace, "labels": self.labels}
+            return {"kind": "Namespace", "apiVersion": "v1", "metadata": named}
         match = PATH.fullmatch(request.path)
         if not match:
             raise Refused(404, f"no path {request.path}")
@@ -110,6 +120,14 @@ class KubernetesApi:
         body["metadata"]["resourceVersion"] = str(self.version)
         store[name] = body
         return body
+
+    def _review(self, body: Any) -> Any:
+        """Whether the person may do something: all that is not forbidden."""
+        check_model("V1SelfSubjectAccessReview", body, "review", client)
+        asked = body["spec"]["resourceAttributes"]
+        what = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+        allowed = asked["namespace"] == self.namespace and what not in self.forbidden
+        return {**body, "status": {"allowed": allowed}}
 
 
 def write_kube_config(file: Path, url: str, namespace: str = "team") -> None:
