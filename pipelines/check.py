@@ -31,14 +31,14 @@ def check(
         insecure_registry: The registry speaks plain HTTP or has a certificate of its own.
         builder_image: Image that the stage check_beside runs in.
     """
-    given = platform_arguments()
+    settings, given = load_settings(), platform_arguments()  # without what a site has fixed
     components.check(
         run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
         studies=studies,
         store=store,
         tracking_uri=tracking_uri,
-        claim=given["pvc_name"],
-        gpu_count=given["gpu_count"],
+        claim=given.get("pvc_name", settings.pvc_name),
+        gpu_count=given.get("gpu_count", settings.gpu_count),
         compiled_by=__version__,
     )
     # at the same time on a cluster: the volume must bear two pods
