@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from medseg.project import UserError, certificate_error
+from medseg.project import UserError, certificate_error, secret
 from medseg.tracking.store import masked, open_client
 
 _AWAY = re.compile(
@@ -113,8 +112,7 @@ class TryRun:
         )
 
     def _storage_error(self, error: Exception) -> UserError:
-        endpoint = os.environ.get("MLFLOW_S3_ENDPOINT_URL", self._uri)
-        if explained := certificate_error(error, endpoint):
+        if explained := certificate_error(error, secret("mlflow_artifacts", "endpoint")):
             return explained
         text = masked(str(error))
         where = self.storage
@@ -122,21 +120,19 @@ class TryRun:
             return UserError(
                 f"this image cannot write to {where} ({error}): make it with boto3 in it."
             )
-        secret = "the Secret with access to the storage (medseg secrets mlflow_artifacts)"  # noqa: S105
+        keys = "the Secret with access to the storage (medseg secrets mlflow_artifacts)"
         if re.search("NoSuchBucket|InvalidBucketName", text):
             return UserError(
                 f"there is no bucket {where}: make it, or name another where the MLflow server is "
                 "started (--default-artifact-root)."
             )
         if re.search(r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|Forbidden|403", text):
-            return UserError(
-                f"{where} denies access: put a key that may write there into {secret}."
-            )
+            return UserError(f"{where} denies access: put a key that may write there into {keys}.")
         if re.search(r"Unable to locate credentials|NoCredentials", text):
-            return UserError(f"there is no key for {where}: give it in {secret}.")
+            return UserError(f"there is no key for {where}: give it in {keys}.")
         if _AWAY.search(text):
             return UserError(
-                f"the storage of {where} cannot be reached: check the endpoint in {secret}."
+                f"the storage of {where} cannot be reached: check the endpoint in {keys}."
             )
         return UserError(f"{where} refused a file ({_first(text)}): look into its log.")
 
