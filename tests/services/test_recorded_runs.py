@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from rich.console import Console
 
+from medseg.cli import watch
 from medseg.kubeflow.client import Cluster
 from tests.services.kubeflow_api import KubeflowApi
 from tests.services.kubernetes_api import KubernetesApi
@@ -159,6 +161,18 @@ def test_waiting_for_a_run_that_fails(
         "  notify: succeeded",
         "first failed",
     ]
+
+
+def test_on_a_terminal_the_reason_stands_below_the_table(
+    recorded: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, run = Cluster(), recorded("train_failed")
+    console = Console(force_terminal=True, width=120, record=True)
+    monkeypatch.setattr(watch, "_console", lambda: console)
+    watch.show_wait(cluster, cluster.run(run))
+    text = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert text[1:4] == ["train failed 50", "notify succeeded 10", f"error: train: {NO_CONFIG}"]
+    assert text[4:] == ["train 2026-11-25 08:20:48 failed"]
 
 
 def test_out_of_memory_names_the_limit(
