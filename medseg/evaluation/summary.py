@@ -22,7 +22,7 @@ from medseg.evaluation.metrics import case_metrics
 from medseg.imaging import ENDING, check_same_grid, is_nifti, read_label_map, stem
 from medseg.nnunet import SUMMARY, Summary, read_summary
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress, write_json
-from medseg.tracking import open_run
+from medseg.tracking import metric_name, open_run
 
 
 def evaluate(config: TaskConfig) -> Summary:
@@ -123,7 +123,7 @@ def case_of(entry: Mapping[str, Any]) -> str:
 
 
 def flat_means(summary: Summary) -> dict[str, float]:
-    """The means of a summary as flat names, such as ``Dice_spleen`` and ``HD95_spleen_mm``.
+    """The means of a summary under names for metrics: ``Dice_spleen``, ``HD95_spleen_mm``, ….
 
     Args:
         summary: A summary, or an empty dictionary.
@@ -146,7 +146,7 @@ def flat_means(summary: Summary) -> dict[str, float]:
         for flat, metrics in means.items():
             value = metrics.get(name)
             if value is not None and math.isfinite(value):
-                result[flat] = float(value)
+                result[metric_name(flat)] = float(value)
     return result
 
 

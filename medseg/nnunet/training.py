@@ -26,7 +26,7 @@ from medseg.nnunet.trainer import make_trainer
 from medseg.nnunet.workers import forked_workers_end_with_us
 from medseg.project import Manifest, UserError, fingerprint, lock, progress, write_text
 from medseg.project.files import remove_stale
-from medseg.tracking import Tracker, is_behind, masked, open_run
+from medseg.tracking import Tracker, is_behind, masked, metric_name, open_run
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TrainingResult:
             "val_loss": self.val_loss,
             "mean_Dice": self.mean_Dice,
             "ema_Dice": self.ema_Dice,
-            **{f"Dice_{name}": value for name, value in self.Dice.items()},
+            **{metric_name(f"Dice_{name}"): value for name, value in self.Dice.items()},
         }
         return {name: value for name, value in values.items() if value is not None}
 

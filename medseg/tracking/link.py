@@ -26,6 +26,19 @@ def kubeflow_tags() -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
+def run_page(config: TaskConfig, client: Any, run_id: str) -> str:
+    """The page of a run in the UI of an MLflow server.
+
+    Args:
+        config: The task's config.
+        client: Of the store that has the run.
+        run_id: The run.
+    """
+    experiment = client.get_run(run_id).info.experiment_id
+    server = masked(tracking_uri(config)).rstrip("/")
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}"
+
+
 def link_task_run(config: TaskConfig, client: Any, run_id: str) -> None:
     """Gives the run that Kubeflow opened for this task, if it did, tags that lead to the fold's.
 
@@ -40,15 +53,10 @@ def link_task_run(config: TaskConfig, client: Any, run_id: str) -> None:
     from mlflow import MlflowClient
     from mlflow.entities import RunTag
 
-    store = tracking_uri(config)
+    same = tracking_uri(config) == TRACKING_URI.value
     try:
-        address = masked(store).rstrip("/")
-        experiment = client.get_run(run_id).info.experiment_id
-        own = client if store == TRACKING_URI.value else MlflowClient(TRACKING_URI.value)
-        tags = {
-            "medseg.run_id": run_id,
-            "medseg.run_url": f"{address}/#/experiments/{experiment}/runs/{run_id}",
-        }
+        own = client if same else MlflowClient(TRACKING_URI.value)
+        tags = {"medseg.run_id": run_id, "medseg.run_url": run_page(config, client, run_id)}
         own.log_batch(task_run, tags=[RunTag(name, value) for name, value in tags.items()])
     except Exception as error:  # noqa: BLE001 - no store error may lose a training
         reason = masked(str(error)).strip().splitlines() or [type(error).__name__]

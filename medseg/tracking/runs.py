@@ -20,7 +20,7 @@ from medseg.project import (
     read_json,
     write_json,
 )
-from medseg.tracking.link import kubeflow_tags, link_task_run
+from medseg.tracking.link import kubeflow_tags, link_task_run, run_page
 from medseg.tracking.store import check_store, connect, masked, tracking_uri
 
 RETRY_AFTER = 60.0  # s between two attempts to reach a store that was away
@@ -87,7 +87,7 @@ class Tracker:
         """
         when = int(1000 * (time.time() if timestamp is None else timestamp))
         self._values += [
-            _Value(_key(name), float(value), step, when)
+            _Value(metric_name(name), float(value), step, when)
             for name, value in values.items()
             if math.isfinite(value)
         ]
@@ -157,6 +157,8 @@ class Tracker:
             write_json(path, {**runs, store: run_id})
         for name, value in self._tags.items():
             client.set_tag(run_id, name, value)
+        if store.startswith("http"):
+            progress(f"MLflow: {run_page(self._config, client, run_id)}")
         link_task_run(self._config, client, run_id)
         self._client, self.run_id = client, run_id
         if self._warned:
@@ -311,11 +313,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{_key(name)}."))
+            flat.update(_flat(value, f"{prefix}{metric_name(name)}."))
         else:
-            flat[f"{prefix}{_key(name)}"] = masked(str(value))[:PARAMETER_LENGTH]
+            flat[f"{prefix}{metric_name(name)}"] = masked(str(value))[:PARAMETER_LENGTH]
     return flat
 
 
-def _key(name: str) -> str:
-    return re.sub(r"[^\w.\- /]", "_", str(name))  # the characters that MLflow allows
+def metric_name(name: str) -> str:
+    """``name`` with the characters that MLflow allows in names of metrics; ``_`` for others."""
+    return re.sub(r"[^\w.\- /]", "_", str(name))

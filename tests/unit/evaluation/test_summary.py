@@ -225,14 +225,14 @@ def test_flat_means_are_flat_and_finite() -> None:
             "2": {"Dice": None, "IoU": None, "ASD": None, "HD95": None},
         },
         "foreground_mean": {"Dice": None, "IoU": 0.8},
-        "labels": {"1": "spleen", "2": "cyst"},
+        "labels": {"1": "spleen+", "2": "cyst"},
     }
-    assert flat_means(summary) == {
-        "Dice_spleen": 0.9,
+    assert flat_means(summary) == {  # in names that MLflow takes
+        "Dice_spleen_": 0.9,
         "mean_IoU": 0.8,
-        "IoU_spleen": 0.8,
-        "ASD_spleen_mm": 1.0,
-        "HD95_spleen_mm": 3.0,
+        "IoU_spleen_": 0.8,
+        "ASD_spleen__mm": 1.0,
+        "HD95_spleen__mm": 3.0,
     }
 
 

@@ -232,6 +232,27 @@ def test_sigterm_and_sigkill_soon_after_lose_nothing_that_was_written(tmp_path: 
         assert check(path) <= max(told(read))
 
 
+def test_told_to_end_while_the_state_is_copied(
+    own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(own_root, configuration="tiny", num_epochs=9, iterations_per_epoch=1)
+    take, asked = keeping._Copy.take, []
+
+    def interrupted(self: keeping._Copy, content: Any) -> None:
+        asked.append(content["current_epoch"])
+        if len(asked) == 2:
+            self.content = {"network_weights": {}}  # half of it
+            raise SystemExit(143)
+        take(self, content)
+
+    monkeypatch.setattr(keeping._Copy, "take", interrupted)
+    with pytest.raises(SystemExit):
+        train(config)
+    content = load_checkpoint(config.fold_folder() / LATEST)
+    assert content["current_epoch"] == asked[1]
+    assert content["network_weights"]
+
+
 # --- what fails ---
 
 

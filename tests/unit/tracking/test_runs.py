@@ -141,7 +141,11 @@ def test_a_server_that_is_away_for_a_while(
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
         tracker.metrics({"loss": 1.0}, step=2)  # away again: no error
-    assert "MLflow is back" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "MLflow is back" in told
+    assert f"MLflow: http://127.0.0.1:{port}/#/experiments/" in told
+    assert f"/runs/{sent}\n" in told
+    assert "View run" not in told  # MLflow's own line
     assert is_behind(config)
     record = json.loads((config.fold_folder() / ".medseg" / "mlflow.json").read_text())
     assert record == {f"http://127.0.0.1:{port}": sent}
