@@ -3,7 +3,7 @@
 The rooms, each of which knows only those before it: ``project`` (the data root), ``config`` (the
 task), ``imaging`` (volumes), ``dataset`` (cases), ``tracking`` (MLflow), ``dicom``, ``nnunet``,
 ``demo``, ``bundle`` (the packaged model), ``evaluation``, ``deploy`` (images of a model),
-``kubeflow``, ``cli``. ``docs/architecture.md`` is the map.
+``kubeflow``, ``check`` (is a site ready?), ``cli``. ``docs/architecture.md`` is the map.
 """
 
 import logging

@@ -12,7 +12,7 @@ from typing import Any
 
 from medseg.check.rows import Row
 from medseg.check.volume import FOLDER, LOCK_REMEDY
-from medseg.project import DataRoot, read_json, safe_name, write_json
+from medseg.project import DataRoot, UserError, read_json, safe_name, write_json
 
 POLL_S = 1.0
 
@@ -24,7 +24,7 @@ class Meeting:
 
     Args:
         root: The data root.
-        run: The run's name.
+        run: What no other run has, such as its identifier.
         me: This stage.
         other: The other one.
     """
@@ -32,6 +32,7 @@ class Meeting:
     def __init__(self, root: DataRoot, run: str, me: str, other: str) -> None:
         self._folder = root.path / FOLDER / (safe_name(run) or "run")
         self._me, self._other = me, other
+        self._rows: list[dict[str, str]] | None = None
 
     @contextmanager
     def present(self) -> Iterator[None]:
@@ -43,23 +44,38 @@ class Meeting:
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._lock(self._me).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            self._tell(None)
-            yield
+            self._tell()
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    self._tell(gone=True)
 
     def leave(self, rows: Sequence[Row]) -> None:
-        """Leaves this stage's rows for the other one."""
-        self._tell(rows)
+        """Leaves this stage's rows for the other one, and says that it needs that no longer.
 
-    def _tell(self, rows: Sequence[Row] | None) -> None:
-        content = None if rows is None else [row.to_json() for row in rows]
-        write_json(self._paper(self._me), {"host": socket.gethostname(), "rows": content})
+        Args:
+            rows: The rows.
 
-    def wait(self, seconds: float) -> bool:
-        """Waits until the other one has come, even if it has gone since."""
-        return self._until(seconds, lambda: bool(self._read()))
+        Raises:
+            OSError: The volume cannot be written.
+        """
+        self._rows = [row.to_json() for row in rows]
+        self._tell()
+
+    def _tell(self, *, gone: bool = False) -> None:
+        content = {"host": socket.gethostname(), "rows": self._rows, "gone": gone}
+        write_json(self._paper(self._me), content)
 
     def rows(self, seconds: float = 0) -> list[Row] | None:
-        """The other one's rows; None where it has left none in that time."""
+        """The other one's rows.
+
+        Args:
+            seconds: How long to wait for them.
+
+        Returns:
+            None where it has left none in that time.
+        """
         self._until(seconds, lambda: self._read().get("rows") is not None)
         found = self._read().get("rows")
         if found is None:
@@ -73,35 +89,37 @@ class Meeting:
             seconds: How long to wait for it.
         """
         name = "volume: two pods"
-        if not self.wait(seconds):
-            return Row(
-                name,
-                "failed",
-                f"the second pod ({self._other}) did not come within {seconds:.0f} s",
+        if not self._until(seconds, lambda: bool(self._read())):
+            found = f"the second pod ({self._other}) did not come within {seconds:.0f} s"
+            remedy = (
                 "medseg runs RUN says why: a claim that one node alone may mount (it needs "
-                "ReadWriteMany), or the image of the builder",
+                "ReadWriteMany), or the builder's image"
             )
-        host = self._read().get("host", "?")
-        if self._read().get("rows") is None:  # it is still there
-            with suppress(BlockingIOError, OSError), self._lock(self._other).open("a") as file:
+            return Row(name, "failed", found, remedy)
+        host = self._read().get("host", "the other pod")
+        try:
+            with self._lock(self._other).open("a") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._read().get("rows") is None:
-                    found = f"{host} and this pod had one lock at the same time"
-                    return Row(name, "failed", found, LOCK_REMEDY)
-            return Row(name, "ok", f"{host} mounts it too, and its lock is seen here")
-        return Row(name, "ok", f"{host} mounted it too")
+        except BlockingIOError:
+            return Row(name, "ok", f"{host} mounts it too, and its lock holds here")
+        except OSError as error:
+            return Row(name, "failed", f"no file locks ({error.strerror})", LOCK_REMEDY)
+        if self._read().get("gone"):
+            found = f"{host} mounted it, and had ended before this pod came"
+            return Row(name, "warning", found, "check again when nodes and GPUs are free")
+        return Row(name, "failed", f"{host} and this pod have one lock at a time", LOCK_REMEDY)
 
     def _until(self, seconds: float, done: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + seconds
         while not done():
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+            time.sleep(POLL_S)
         return True
 
     def _read(self) -> dict[str, Any]:
-        with suppress(OSError, ValueError):
-            list(self._folder.iterdir())  # NFS looks again at what it has not seen
+        with suppress(OSError, UserError):
+            list(self._folder.iterdir())  # so that NFS looks again for what it did not find
             content = read_json(self._paper(self._other), {})
             return content if isinstance(content, dict) else {}
         return {}

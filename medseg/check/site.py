@@ -70,12 +70,13 @@ def check_site(run: str, asked: Asked, table: Path) -> None:
     """
     with telling(SITE, run), _told() as rows:
         root = _root(rows)
-        meeting = Meeting(root, run, SITE, BESIDE) if root else None
+        meeting = Meeting(root, RUN_ID.value or run, SITE, BESIDE) if root else None
         with _present(meeting) as there:
             rows += _all(_looks(root, asked))
             if there is not None:
                 rows += _beside(there)
-                there.leave(rows)
+                with suppress(OSError, UserError):  # the volume's own row says that it is full
+                    there.leave(rows)
         table.write_text(page("Is this site ready?", rows), encoding="utf-8")
         _publish(root, run, rows)
 
@@ -91,15 +92,16 @@ def check_beside(run: str, registry: str, *, push: bool = False, insecure: bool 
     """
     with telling(BESIDE, run), _told() as untold:  # what is wrong with both the other one tells
         root = _root(untold)
-        meeting = Meeting(root, run, BESIDE, SITE) if root else None
+        meeting = Meeting(root, RUN_ID.value or run, BESIDE, SITE) if root else None
         look = partial(registry_rows, registry, push=push, insecure=insecure)
+        earlier = None
         with _present(meeting) as there:
             rows = _all([("registry", look)])
             if there is not None:
-                if RUN_ID.value:
-                    there.wait(WAIT_S)
-                there.leave(rows)
-        earlier = there.rows() if there is not None else None
+                with suppress(OSError, UserError):
+                    there.leave(rows)
+                # which it leaves when it has seen that this pod is there
+                earlier = there.rows(WAIT_S if RUN_ID.value else 0)
         if earlier is not None and not RUN_ID.value:  # in a local run the other one came first
             _publish(root, run, [*earlier, *rows])
 
