@@ -119,8 +119,7 @@ class Tracker:
             if not self._warned:
                 self._warned = True
                 uri = tracking_uri(self._config)
-                lines = masked(str(error)).strip().splitlines() or [type(error).__name__]
-                reason = str(certificate_error(error, uri) or lines[0][:200]).removesuffix(".")
+                reason = str(certificate_error(error, uri) or _brief(error)).removesuffix(".")
                 progress(
                     f"MLflow at {masked(uri)} cannot be reached ({reason}); going on, values are "
                     "sent when it is back"
@@ -295,6 +294,12 @@ def open_run(config: TaskConfig, *, trains: bool = False) -> Iterator[Tracker]:
 def _secrets() -> AbstractContextManager[None]:
     """For the time of a request, so that no worker process inherits them."""
     return library_secrets("mlflow", "mlflow_artifacts")
+
+
+def _brief(error: Exception) -> str:
+    """What it says first, and how that ends: there stands the reason, after paths and URLs."""
+    lines = masked(str(error)).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:100]} … {lines[0][-200:]}"
 
 
 def _runs_path(config: TaskConfig) -> Path:

@@ -46,7 +46,7 @@ class ObjectStore:
             config=Config(retries={"max_attempts": 1}, connect_timeout=1, read_timeout=5),
         )
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """The names of all objects."""
         found = self.client.list_objects_v2(Bucket=self.bucket)
         return [item["Key"] for item in found.get("Contents", ())]
@@ -70,7 +70,7 @@ def serve_objects(folder: Path, bucket: str) -> Iterator[ObjectStore]:
         process = subprocess.Popen(
             [
                 *(weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-                *("-master.telemetry=false", "-volume.max=4", "-master.volumeSizeLimitMB=64"),
+                *("-master.telemetry=false", "-volume.max=50", "-master.volumeSizeLimitMB=64"),
                 *("-s3", f"-s3.config={folder / 's3.json'}", f"-s3.port={store.port}"),
                 *(f"-s3.port.grpc={free_port()}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
                 *ports,

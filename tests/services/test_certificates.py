@@ -5,7 +5,6 @@ Credentials reach the stages as on a cluster, as the files of mounted Secrets.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ import pytest
 from minio import Minio
 
 from medseg import components
+from medseg.bundle import prepare_bundle
+from medseg.nnunet import plan_and_preprocess, prepare_dataset
 from medseg.project import DataRoot, own_authorities
 from medseg.project.variables import SECRETS
 from tests.containers.engine import Registry
-from tests.hippocampus import copy_cases, write_config
+from tests.hippocampus import add_tiny_configuration, copy_cases, write_config
 from tests.services.authority import Authority, behind_tls
 from tests.services.http import Answer, Request, serve
 from tests.services.mlflow_server import free_port, start_server
@@ -215,7 +217,7 @@ def test_mlflow_and_its_store(
         assert_untrusted(text, "localhost", mlflow)
         assert "going on, values are sent when it is back" in text
         assert_untrusted(log_results(root, f"http://127.0.0.1:{tracking.port}"), "127.0.0.1", store)
-        assert tracking.store.keys() == []
+        assert tracking.store.names() == []
 
         text = log_results(root, uri, MEDSEG_CA_FILE=str(authority.file))
         assert "MLflow" not in text, text
@@ -224,7 +226,7 @@ def test_mlflow_and_its_store(
         with own_authorities():
             client = Minio(f"localhost:{store}", ACCESS_KEY, SECRET_KEY)
             assert [bucket.name for bucket in client.list_buckets()] == ["mlflow"]
-    (key,) = tracking.store.keys()
+    (key,) = tracking.store.names()
     assert key.endswith("/artifacts/validation/summary.json")
 
 
@@ -242,7 +244,7 @@ def test_the_registry(
     registry = Registry(tmp_path / "registry", password="right")
     login = {"auths": {}}
     with (
-        contextlib.closing(_Stopped(registry)),
+        closing(_Stopped(registry)),
         behind_tls(int(registry.host.rpartition(":")[2]), authority.context()) as port,
     ):
         host = f"0.0.0.0:{port}"  # one on localhost may do without certificates
@@ -301,3 +303,51 @@ def test_the_webhook(
         monkeypatch.setenv("MEDSEG_CA_FILE", str(authority.file))
         run("notify", **arguments)
     assert json.loads(heard[0].body)["status"] == "FAILED"
+
+
+TRAIN = """
+from kfp.dsl import Metrics
+from medseg import components
+
+if __name__ == "__main__":
+    components.train.python_func(config_file_path="config.yaml", metrics=Metrics())
+    components.validate.python_func(config_file_path="config.yaml", metrics=Metrics())
+"""
+
+
+@pytest.mark.slow
+def test_a_training(
+    tracking: Tracking,
+    authority: Authority,
+    root: DataRoot,
+    shared_data: Path,
+    secrets: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stages train and validate themselves."""
+    copy_cases(shared_data, root.path / "NIFTI")
+    config = write_config(root.path)
+    prepare_dataset(config)
+    plan_and_preprocess(config)
+    add_tiny_configuration(config)
+    plan_and_preprocess(write_config(root.path, configuration="tiny"))
+    prepare_bundle(config)
+    context = authority.context()
+    with (
+        behind_tls(tracking.port, context) as mlflow,
+        behind_tls(tracking.store.port, context) as store,
+    ):
+        endpoint = f"https://127.0.0.1:{store}"
+        secrets("mlflow_artifacts", access_key=ACCESS_KEY, secret_key=SECRET_KEY, endpoint=endpoint)
+        bundle = {"bundle_root": "bundle", "tracking_uri": f"https://localhost:{mlflow}"}
+        write_config(root.path, bundle_config=bundle, configuration="tiny", num_epochs=2)
+        monkeypatch.setenv("MEDSEG_CA_FILE", str(authority.file))
+        script = root.path / "stages.py"
+        script.write_text(TRAIN)
+        done = subprocess.run(
+            [sys.executable, str(script)], check=False, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert "MLflow" not in done.stdout + done.stderr
+    keys = {key.rpartition("/")[2] for key in tracking.store.names()}
+    assert {"progress.png", "plans.json", "summary.json"} <= keys
