@@ -130,6 +130,11 @@ def message(error: Any) -> str:
     return str(error.message or "") if error else ""
 
 
+def _time(value: datetime | None) -> datetime | None:
+    """A time of KFP's, which writes the year 1970 where there is none."""
+    return value if value is not None and value.year > 1970 else None
+
+
 def _read_tasks(details: list[Any], naming: Naming) -> list[Task]:
     root = read_workflow(details)
     if root is None:
@@ -190,7 +195,7 @@ def _own_step(step: Step, naming: Naming) -> Task:
 
 def _with_pods(task: Task, step: Step) -> Task:
     last = step.last_try
-    since = last.start_time if last is not None and task.state == "PENDING" else None
+    since = _time(last.start_time) if last is not None and task.state == "PENDING" else None
     nodes = tuple(step.pods)
     return replace(task, attempts=len(nodes), nodes=nodes, waits_since=since)
 
@@ -203,8 +208,8 @@ def _task(step: Step, record: Any, state: str, naming: Naming) -> Task:
         name=name,
         value=value,
         state=state,
-        started=record and record.start_time,
-        finished=record.end_time if record and state in FINISHED else None,
+        started=_time(record and record.start_time),
+        finished=_time(record.end_time) if record and state in FINISHED else None,
         reason=message(record and record.error),
         id="/".join(step.path),
     )
@@ -244,8 +249,8 @@ def _read_names(details: list[Any], naming: Naming) -> list[Task]:
             Task(
                 name=name,
                 state=state,
-                started=detail.start_time,
-                finished=detail.end_time if state in FINISHED else None,
+                started=_time(detail.start_time),
+                finished=_time(detail.end_time) if state in FINISHED else None,
                 reason=message(detail.error),
                 id=f"{name}#{detail.task_id or number}",
             )

@@ -137,6 +137,11 @@ def test_the_start_of_a_run_that_fails() -> None:
 
 def test_odd_answers() -> None:
     assert _read({}).tasks == ()
+    answer = _answer(dict.fromkeys(["wf", "wf.root", "wf.root.a", "wf.root.a.executor"], "FAILED"))
+    for each in answer.run_details.task_details:
+        each.start_time = each.end_time = datetime(1970, 1, 1, tzinfo=UTC)
+    (task,) = read_run(answer, NAMELESS, "").tasks
+    assert task.started is task.finished is None
     answer = _answer({"wf": "RUNNING", "wf.root": "RUNNING"})
     answer.run_details.task_details[0].child_tasks = [SimpleNamespace(pod_name="other-1")]
     answer.run_details.task_details[1].display_name = None
