@@ -16,6 +16,8 @@ from medseg.kubeflow import stage_component
 def train(config_file_path: str, metrics: Output[Metrics], fold: int = -1) -> None:
     """Trains one fold with nnU-Net's own trainer, tracked in MLflow; resumes after a kill.
 
+    A pod that ends loses no more of the training than the config's checkpoint_minutes.
+
     Args:
         config_file_path: The task's config.
         metrics: Losses and Dice of the last epoch.

@@ -319,7 +319,9 @@ def _check_group(pipeline: str, task: PipelineTask, root: Any) -> None:
 def _let_signals_through(task: PipelineTask) -> None:
     """Makes Python take the place of the shell that KFP starts it from.
 
-    The shell would die of SIGTERM, and with it the container, before a stage can end cleanly.
+    In containers on one machine the shell would die of SIGTERM, and the container with it, before
+    a stage can end cleanly. (On a cluster KFP's launcher dies so, and the container within a
+    second.)
     """
     container = task.container_spec
     container.command = [

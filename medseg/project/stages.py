@@ -34,7 +34,9 @@ def stage(name: str, *, target: str = "", private: bool = False) -> Iterator[Dat
     """Frames the body of a component.
 
     Holds the stage's lock, trusts the site's own authorities, announces start and end, ends cleanly
-    on SIGTERM, and turns an error that the user can mend into one line and exit status 1.
+    on SIGTERM, and turns an error that the user can mend into one line and exit status 1. That
+    clean end is for local runs, also in containers: on a cluster less than a second is left, so
+    what must not be lost is on the volume before.
 
     Args:
         name: The component.
