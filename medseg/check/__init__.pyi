@@ -1,5 +1,6 @@
 from .cluster import cluster_rows as cluster_rows
 from .cluster import kubeflow_row as kubeflow_row
+from .cluster import pod_rows as pod_rows
 from .cluster import rights_rows as rights_rows
 from .rows import Row as Row
 from .rows import looked as looked

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from medseg.check.rows import Row
+from medseg.check.rows import Row, refused
+from medseg.project import UserError
 
 if TYPE_CHECKING:
     from medseg.kubeflow.namespace import Connection
@@ -156,6 +157,27 @@ def kubeflow_row(server: dict[str, Any], host: str) -> Row:
         remedy = "it works; for all that the stages ask for update it to 2.16 or newer"
         return Row("Kubeflow", "warning", gaps, remedy)
     return Row("Kubeflow", "ok", gaps)
+
+
+def pod_rows(claim: str) -> Iterator[Row]:
+    """What a pod can see of its cluster; it need not have a token or be let in.
+
+    Args:
+        claim: The claim of the project volume.
+    """
+    from medseg.kubeflow.connection import ask_installation
+
+    server: dict[str, Any] = {}
+    try:
+        server = ask_installation()
+        yield kubeflow_row(server, "the cluster's own")
+    except UserError as error:
+        found = f"a pod cannot ask it for its version ({str(error).rstrip('.')})"
+        yield Row("Kubeflow", "warning", found, "medseg check asks from outside")
+    try:
+        yield from cluster_rows(claim, server=server)
+    except UserError as error:
+        yield refused("claim", error, "warning")
 
 
 def _asked(read: Any, *arguments: str) -> Any:

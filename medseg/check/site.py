@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from medseg.check import machine, servers
-from medseg.check.cluster import cluster_rows
+from medseg.check.cluster import pod_rows
 from medseg.check.meeting import Meeting
 from medseg.check.registry import registry_rows
 from medseg.check.rows import Look, Row, looked, refused
@@ -124,7 +124,7 @@ def _looks(root: DataRoot | None, asked: Asked) -> list[tuple[str, Look]]:
     if root is not None:
         looks.append(("volume", partial(volume_rows, root)))
     if RUN_ID.value:
-        looks.append(("cluster", partial(_cluster, asked.claim)))
+        looks.append(("cluster", partial(pod_rows, asked.claim)))
     return [
         *looks,
         (machine.SHM, machine.shared_memory_rows),
@@ -134,13 +134,6 @@ def _looks(root: DataRoot | None, asked: Asked) -> list[tuple[str, Look]]:
         ("webhook", servers.webhook_rows),
         ("clock", partial(servers.clock_rows, root, [asked.studies, asked.tracking_uri])),
     ]
-
-
-def _cluster(claim: str) -> Iterator[Row]:
-    try:
-        yield from cluster_rows(claim)
-    except UserError as error:  # a pod need not have a token
-        yield refused("claim", error, "warning")
 
 
 def _all(looks: Sequence[tuple[str, Look]]) -> list[Row]:

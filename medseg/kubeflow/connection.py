@@ -163,6 +163,18 @@ class Api:
             raise PassingError(f"{doing} failed: {self.host} no longer answers.") from None
 
 
+def ask_installation(host: str = "") -> dict[str, Any]:
+    """What an installation says of itself, without more of a connection to it.
+
+    Args:
+        host: As :class:`Api` takes it.
+
+    Raises:
+        UserError: No host is known, it does not answer or is no Kubeflow, or it wants a login.
+    """
+    return _probe(_find_host(host), _find_token_file())[0]
+
+
 def _find_host(host: str) -> str:
     host = host or HOST.value
     if not host and os.environ.get("KUBERNETES_SERVICE_HOST"):

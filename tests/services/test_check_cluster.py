@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from medseg.check import Row, cluster_rows, kubeflow_row, lines, looked
+from medseg.check import Row, cluster_rows, kubeflow_row, lines, looked, pod_rows
 from tests.services.kubeflow_api import KubeflowApi
 from tests.services.kubernetes_api import KubernetesApi
 
@@ -145,6 +145,15 @@ def test_restricted_pods_of_an_old_kubeflow(ready: KubernetesApi) -> None:
     assert "enforce=baseline" in row.remedy
     _, row = cluster_rows("medseg-data", "team", {"tag_name": "2.17.0"})
     assert row.state == "ok"
+
+
+def test_what_a_pod_sees(kubeflow: KubeflowApi, ready: KubernetesApi) -> None:
+    assert [row.state for row in pod_rows("medseg-data")] == ["ok", "ok", "ok"]
+    kubeflow.token = "another"
+    ready.namespace = "elsewhere"
+    rows = list(pod_rows("medseg-data"))
+    assert [row.state for row in rows] == ["warning"] * 3
+    assert "cannot ask it for its version" in rows[0].found
 
 
 def test_versions() -> None:
