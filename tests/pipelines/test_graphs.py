@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from medseg import components
 from medseg.kubeflow.compiled import compiled_folder, pipeline_names
+from tests.conftest import PROJECT
 
 RUNS = {"lifecycle": 39, "train_mlflow": 10, "train_failed": 10, "dicom_to_nifti_shards": 18}
 RUNS |= {"docker_build": 7, "nifti_to_dicom": 3}
@@ -156,3 +158,12 @@ def test_lifecycle_reads_as_the_readme() -> None:
         *("prepare-dataset", "plan-and-preprocess", "prepare-bundle", "train", "validate"),
         *("convert-pt-to-ts", "test-model", "promote"),
     ]
+
+
+@pytest.mark.parametrize("name", components.__all__)
+def test_an_artifact_has_a_file_or_an_address(name: str) -> None:
+    spec = getattr(components, name).component_spec
+    source = (PROJECT / "components" / f"{name}.py").read_text()
+    for output, kind in (spec.outputs or {}).items():
+        if "system." in str(kind.type):
+            assert f"{output}.uri = " in source or f"{output}.path" in source, output

@@ -35,3 +35,13 @@ def test_empty_path_and_missing_root(root: DataRoot, tmp_path: Path) -> None:
         root.resolve("", field="output")
     with pytest.raises(UserError, match="is not a folder: create it, or name another one"):
         DataRoot.at(tmp_path / "nowhere")
+
+
+def test_the_address_of_an_artifact_says_where_it_lies(root: DataRoot) -> None:
+    for place in ("NIFTI/Task 9", "/mnt/Data/NIFTI/Task 9", root.path / "NIFTI/Task 9"):
+        assert root.address(place) == "file:///mnt/Data/NIFTI/Task%209"
+    assert root.address("file:///mnt/Data/DICOM") == "file:///mnt/Data/DICOM"
+    for url in ("https://pacs.example.org/dicom-web", "dicom://AE@host:104"):
+        assert root.address(url) == url
+    with pytest.raises(UserError):
+        root.address("../elsewhere")
