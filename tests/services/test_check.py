@@ -15,7 +15,8 @@ import pytest
 import requests
 
 from medseg.check import Row, read_rows
-from medseg.project import DataRoot
+from medseg.project import DataRoot, UserError
+from medseg.tracking import TryRun
 from tests.containers.engine import Registry
 from tests.pipelines.harness import medseg
 from tests.services.authority import Authority, behind_tls
@@ -83,7 +84,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     mlflow = start_server(
         folder / "mlflow",
         port,
-        ("--no-serve-artifacts", "--default-artifact-root", f"s3://{BUCKET}/mlflow"),
+        (
+            *("--artifacts-destination", str(folder / "artifacts")),
+            *("--default-artifact-root", f"s3://{BUCKET}/mlflow"),
+        ),
     )
     registry = Registry(folder / "registry", password=PASSWORD)
     try:
@@ -157,7 +161,7 @@ def test_a_site_that_is_ready(site: Site, check: Any) -> None:
     }
     assert site.orthanc.count() == 1
     assert [message["pipeline"] for message in site.messages] == ["check"]
-    (stored,) = site.store.keys()
+    (stored,) = site.store.names()
     assert stored.endswith("check.txt")
     assert "/v2/imaging/medseg-check/manifests/empty" in site.registry.log.read_text()
     assert "QIDO-RS answered" in output, "the table is in the terminal"
@@ -223,6 +227,35 @@ WAYS = {
     "silent": SILENT,
     "gone": GONE,
 }
+
+
+def test_mlflow_without_s3_and_without_keys(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "check.txt"
+    file.write_text("1")
+    place = {"name": "kept", "artifact_location": "mlflow-artifacts:/kept"}
+    experiments = f"{site.mlflow}/api/2.0/mlflow/experiments"
+    requests.post(f"{experiments}/create", json=place, timeout=10).raise_for_status()
+    for _ in range(2):  # the second writes the run of the first
+        attempt = TryRun(site.mlflow, "kept")
+        attempt.write()
+        attempt.write_file(file)
+    assert not attempt.storage.startswith("s3:")
+    runs = attempt._client.search_runs([attempt._run.info.experiment_id])
+    assert len(runs) == 1
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    attempt = TryRun(site.mlflow, "without-keys")
+    attempt.write()
+    with pytest.raises(UserError, match=r"there is no key for s3://models: give it in the Secret"):
+        attempt.write_file(file)
+
+    nothing = site.hook.partition("/hook/")[0]
+    with pytest.raises(UserError, match=r"what answers at 127\.0\.0\.1 is no MLflow server"):
+        TryRun(nothing, "x").write()
 
 
 def test_certificates_of_the_hospitals_own(site: Site, check: Any, tmp_path: Path) -> None:
