@@ -11,9 +11,9 @@ import yaml
 
 from medseg.kubeflow.compiled import compiled_folder, read_pipeline
 from medseg.kubeflow.local import run_local
-from medseg.kubeflow.notify import report_failure
+from medseg.kubeflow.notify import report_failure, report_run
 from medseg.project import CasesFailedError, DataRoot, UserError, stage
-from medseg.project.variables import EVENTS, RUN_ID, secret_variable
+from medseg.project.variables import EVENTS, RUN_ID, SECRETS_FOLDER, secret_variable
 from tests.services.http import Answer, Request, serve
 
 Received = list[dict[str, object]]
@@ -47,6 +47,16 @@ def run_id(monkeypatch: pytest.MonkeyPatch) -> str:
 def _fail(name: str, error: BaseException, target: str = "") -> None:
     with pytest.raises(BaseException), stage(name, target=target):  # noqa: B017
         raise error
+
+
+def test_a_secret_that_cannot_be_read(
+    root: DataRoot, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(SECRETS_FOLDER.name, str(root.path / "secrets"))
+    (root.path / "secrets" / "notify" / "url").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        report_run("train", "r", "train")
+    assert capfd.readouterr().err.startswith("error: the notify Secret: ")
 
 
 def test_a_failed_run_on_a_cluster(root: DataRoot, run_id: str, hook: Received) -> None:
