@@ -144,15 +144,14 @@ def _device(torch: Any, number: int, driver: str, build: str) -> Iterator[Row]:
             f"{found.major}.{found.minor}), and that no other program fills its memory",
         )
         return
-    if total < GPU_MEMORY:
-        yield Row(
-            name,
-            "warning",
-            text,
-            "nnU-Net plans for 8 GiB: give a larger GPU, or plan with less memory",
-        )
-    else:
+    if free >= GPU_MEMORY:
         yield Row(name, "ok", text)
+    elif total < GPU_MEMORY:
+        remedy = "nnU-Net plans for 8 GiB: give a larger GPU, or plan with less memory"
+        yield Row(name, "warning", text, remedy)
+    else:
+        remedy = "another program holds its memory: give stages GPUs of their own (nvidia-smi)"
+        yield Row(name, "warning", text, remedy)
     if cuda.is_bf16_supported(including_emulation=False):
         yield Row(f"{name}: bfloat16", "ok", "in hardware")
     else:

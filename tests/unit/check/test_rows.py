@@ -247,7 +247,7 @@ def test_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     found = SimpleNamespace(name="Tesla P4", major=6, minor=1)
-    memory = {"now": (7 * 2**30, 16 * 2**30)}
+    memory = {"now": (15 * 2**30, 16 * 2**30)}
     multiply: dict[str, Callable[..., None]] = {"now": lambda *_: None}
     for name, value in {
         "is_available": lambda: True,
@@ -260,10 +260,13 @@ def test_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_multiply", lambda *given: multiply["now"](*given))
     rows = rows_of(machine.gpu_rows("2"))
     assert rows["GPU"].state == "ok"
-    assert "Tesla P4, 16 GiB (7 free)" in rows["GPU"].found
+    assert "Tesla P4, 16 GiB (15 free)" in rows["GPU"].found
     assert rows["GPU: number"].state == rows["GPU: bfloat16"].state == "warning"
-    memory["now"] = (2**30, 4 * 2**30)
-    assert rows_of(machine.gpu_rows("1"))["GPU"].state == "warning"
+    for free, total, remedy in ((3, 4, "a larger GPU"), (3, 16, "another program")):
+        memory["now"] = (free * 2**30, total * 2**30)
+        row = rows_of(machine.gpu_rows("1"))["GPU"]
+        assert row.state == "warning"
+        assert remedy in row.remedy
 
     def fail(*_: Any) -> None:
         raise RuntimeError("CUDA error: no kernel image is available\nmore")
