@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from medseg import components
-from medseg.kubeflow.compiled import compiled_folder, pipeline_names
+from medseg.kubeflow.compiled import compiled_folder, pipeline_names, read_yaml
 from tests.conftest import PROJECT
 
 RUNS = {"lifecycle": 39, "train_mlflow": 10, "train_failed": 10, "dicom_to_nifti_shards": 18}
@@ -56,7 +55,7 @@ class Node:
 
 def compiled(name: str, **iterations: int) -> Node:
     """A run of a committed pipeline, with so many iterations of the loops of these names."""
-    spec = next(yaml.safe_load_all((compiled_folder() / f"{name}.yaml").read_text()))
+    spec = read_yaml(compiled_folder() / f"{name}.yaml")[0]
 
     def node(component: dict[str, Any], loop: str = "") -> Node:
         if "dag" not in component:
@@ -115,7 +114,7 @@ def test_pods_and_depth() -> None:
 
 @pytest.mark.parametrize("name", pipeline_names())
 def test_every_group_has_a_name(name: str) -> None:
-    spec = next(yaml.safe_load_all((compiled_folder() / f"{name}.yaml").read_text()))
+    spec = read_yaml(compiled_folder() / f"{name}.yaml")[0]
     for part in (spec["root"], *spec["components"].values()):
         tasks = part.get("dag", {}).get("tasks", {})
         names = [task["taskInfo"]["name"] for task in tasks.values()]
@@ -129,7 +128,7 @@ def test_every_group_has_a_name(name: str) -> None:
 
 
 def test_lifecycle_reads_as_the_readme() -> None:
-    spec = next(yaml.safe_load_all((compiled_folder() / "lifecycle.yaml").read_text()))
+    spec = read_yaml(compiled_folder() / "lifecycle.yaml")[0]
 
     def shown(component: str) -> list[str]:
         tasks = spec["components"][component]["dag"]["tasks"]
