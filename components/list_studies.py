@@ -10,7 +10,8 @@ def list_studies(
     """Lists the studies of a source and deals them out to shards that convert at the same time.
 
     Args:
-        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///mnt/Data/folder.
+        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///mnt/Data/folder; empty where the
+            config's data_dir is NIfTI already.
         output_folder: Folder of the NIfTI dataset; default: the config's data_dir.
         config_file_path: The task's config (optional where output_folder is given).
         shards: Into how many parts the studies are dealt.

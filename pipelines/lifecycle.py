@@ -68,21 +68,22 @@ def lifecycle_stages(
     secrets=("dicomweb", "mlflow", "mlflow_artifacts", "notify"),
 )
 def lifecycle(
-    studies: str,
     config_file_path: str,
+    studies: str = "",
     shards: int = 1,
     deidentify: bool = False,
     min_new_cases: int = 1,
     max_failed_cases: int = -1,
 ) -> None:
-    """From DICOM to a packaged, validated model and its report.
+    """From DICOM, or a NIfTI dataset, to a packaged, validated model and its report.
 
     As a recurring run it converts new studies only, trains again when enough new cases came in,
     and promotes the new model unless it is worse on the held-back test cases.
 
     Args:
-        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///mnt/Data/folder.
         config_file_path: The task's config; its test_cases are held back as the test set.
+        studies: DICOMweb URL (http(s)://…/dicom-web) or file:///mnt/Data/folder; empty: the
+            config's data_dir is NIfTI already, as after download_decathlon.
         shards: Parts that are converted at the same time.
         deidentify: Name the cases by pseudonyms in place of patient identifiers.
         min_new_cases: New training cases that it takes to train again; 0 trains always.

@@ -203,7 +203,7 @@ class TaskConfig(_Strict):
                 raise ValueError(f"label_dict: {name}: {value} does not agree with labels")
         if LABEL_KEY not in self.modality_dict or len(self.modality_dict) < 2:
             raise ValueError("modality_dict: must hold 'label' and at least one channel")
-        if len(set(self.modality_dict.values())) < len(self.modality_dict):
+        if self.dataset_format == "subfolders" and not self.has_distinct_suffixes:
             raise ValueError("modality_dict: two entries have the same suffix")
         if self.modality_list is not None and len(self.modality_list) != len(self.channels):
             raise ValueError(
@@ -217,6 +217,11 @@ class TaskConfig(_Strict):
     def channels(self) -> dict[str, str]:
         """Channel keys to file suffixes, in channel order."""
         return {key: suffix for key, suffix in self.modality_dict.items() if key != LABEL_KEY}
+
+    @property
+    def has_distinct_suffixes(self) -> bool:
+        """Whether suffixes tell a case's files apart; in the Decathlon's layout folders do."""
+        return len(set(self.modality_dict.values())) == len(self.modality_dict)
 
     @property
     def label_suffix(self) -> str:

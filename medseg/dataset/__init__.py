@@ -3,6 +3,7 @@
 * :func:`cases` and :func:`files_of` say which files the cases of a config are, :func:`cases_in`
   those of any folder, :func:`read_description` what a ``dataset.json`` says.
 * :func:`case_hashes` tells whether a case has changed.
+* :func:`download_decathlon` brings a task of the Medical Segmentation Decathlon to the volume.
 * :class:`QualityRow` is what is remarked on a case at the conversion from DICOM,
   :func:`collect_dataset` gathers the table.
 

@@ -1,3 +1,7 @@
+from .decathlon import DecathlonTask as DecathlonTask
+from .decathlon import channel_keys as channel_keys
+from .decathlon import decathlon_config as decathlon_config
+from .decathlon import download_decathlon as download_decathlon
 from .folders import dataset_folder as dataset_folder
 from .layouts import DESCRIPTION as DESCRIPTION
 from .layouts import Case as Case

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medseg import __version__
 from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY, TaskConfig
 from medseg.dataset.folders import dataset_folder
-from medseg.dataset.layouts import DESCRIPTION
+from medseg.dataset.layouts import DESCRIPTION, cases_in
 from medseg.imaging import Volume
 from medseg.project import (
     DataRoot,
@@ -226,6 +226,8 @@ def collect_dataset(
 ) -> dict[str, Any]:
     """Gathers what the shards converted, and what they left out, into ``<output>/dataset.json``.
 
+    A config's dataset that was NIfTI from the beginning is described, and nothing is written.
+
     Args:
         root: The data root.
         output_folder: The dataset's folder; by default the config's ``data_dir``.
@@ -244,7 +246,8 @@ def collect_dataset(
     folder = dataset_folder(root, output_folder, config)
     rows = _converted_rows(folder)
     left_out, failed = _read_left_out(folder)
-    if not rows and not left_out:
+    as_it_was = [] if rows or left_out or config is None else cases_in(folder, config.modality_dict)
+    if not rows and not left_out and not as_it_was:
         raise UserError(f"{folder} holds no converted case: run dicom_to_nifti on it first.")
     labels: dict[str, Any] = dict(config.labels) if config else {}
     if config is None:
@@ -255,20 +258,22 @@ def collect_dataset(
         "channels": {key: suffix for key, suffix in suffixes.items() if key != LABEL_KEY},
         "label_suffix": suffixes[LABEL_KEY],
         "labels": labels,
-        "cases": [row.case for row in rows],
-        "cases_without_label": [row.case for row in rows if not row.labels],
+        "cases": [row.case for row in rows] + [case.name for case in as_it_was],
+        "cases_without_label": [row.case for row in rows if not row.labels]
+        + [case.name for case in as_it_was if not case.label.is_file()],
         "medseg_version": __version__,
     }
     table = [*(row.to_json() for row in rows), *(row.to_json() for row in left_out)]
-    write_json(folder / DESCRIPTION, {**dataset, QUALITY: table})
-    if not rows:
+    if not as_it_was:
+        write_json(folder / DESCRIPTION, {**dataset, QUALITY: table})
+    if not rows and not as_it_was:
         raise UserError(
             f"{folder} holds no converted case, as {len(left_out)} files and studies were left "
             f"out: {DESCRIPTION} there says why."
         )
     warned = sum(bool(row.warnings) for row in rows)
     lost = f"; {len(left_out)} files and studies left out, {failed} of them failed cases"
-    progress(f"{len(rows)} cases, {warned} with warnings{lost if left_out else ''}")
+    progress(f"{len(dataset['cases'])} cases, {warned} with warnings{lost if left_out else ''}")
     result("NIfTI dataset", folder)
     metadata = {
         **dataset,

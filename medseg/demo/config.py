@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from medseg.config import DEFAULT_SUFFIXES, LABEL_KEY
-from medseg.dataset import DESCRIPTION, check_decathlon, decathlon_cases, read_description
+from medseg.config import LABEL_KEY
+from medseg.dataset import channel_keys, decathlon_cases, decathlon_config
 from medseg.imaging import ENDING
-from medseg.project import UserError, write_text
+from medseg.project import MOUNT_PATH, write_text
 
 SHORT_TRAINING = {
     "num_epochs": 9,
@@ -51,41 +50,18 @@ def write_demo_config(path: Path, dataset: Path, name: str) -> None:
 
 def demo_config(dataset: Path, name: str) -> dict[str, Any]:
     """The content of :func:`write_demo_config`'s file; same arguments, same errors."""
-    check_decathlon(dataset)
-    described = read_description(dataset)
-    if not described.channels or not described.labels:
-        raise UserError(
-            f"{dataset / DESCRIPTION} is not a Decathlon dataset.json: it must map numbers to "
-            "names under 'modality' and 'labels'."
-        )
-    channels = list(described.channels)
-    foreground = {name: value for name, value in described.labels.items() if value != 0}
-    labels = {"background": 0, **foreground}
-    number = re.search(r"[1-9]\d{0,2}", name)
+    described = decathlon_config(dataset, name, f"{MOUNT_PATH}/NIFTI/{name}")
     return {
-        "data_dir": f"/mnt/Data/NIFTI/{name}",
-        "nnunet_root_dir": "/mnt/Data/nnUNet",
-        "dataset_name_or_id": f"{int(number[0]) if number else 1:02d}",
+        **described,
         "dataset_format": "subfolders",
-        "modality_dict": _suffixes(channels) | {LABEL_KEY: DEFAULT_SUFFIXES[LABEL_KEY]},
-        "modality_list": channels,
-        "experiment_name": re.sub(r"[^\w.-]", "_", name),
-        "labels": labels,
-        "regions_class_order": list(described.regions_class_order) or None,
+        "modality_dict": _suffixes(described["modality_list"]),
         "test_cases": _test_cases(dataset),
-        "bundle_config": {
-            "bundle_root": f"/mnt/Data/MONet_Bundle/{name}/MONetBundle",
-            "mlflow_run_name": "nnUNet",
-        },
         **SHORT_TRAINING,
     }
 
 
 def _suffixes(channels: list[str]) -> dict[str, str]:
-    if len(channels) == 1:
-        return {"image": DEFAULT_SUFFIXES["image"]}
-    keys = [re.sub(r"\W+", "_", channel) for channel in channels]
-    return {key: f"_{key}{ENDING}" for key in keys}
+    return {key: f"_{key}{ENDING}" for key in (*channel_keys(channels), LABEL_KEY)}
 
 
 def _test_cases(dataset: Path) -> list[str]:

@@ -19,6 +19,7 @@ from medseg.dataset import (
     CONVERSION,
     LeftOutRow,
     QualityRow,
+    cases,
     collect_dataset,
     dataset_folder,
     failed_cases,
@@ -85,20 +86,30 @@ def list_studies(
 
     Args:
         root: The data root.
-        studies: A DICOMweb URL, or a folder inside the data root (``file:///…`` or a path).
+        studies: A DICOMweb URL, or a folder inside the data root (``file:///…`` or a path); empty
+            where the config's dataset is NIfTI already.
         output_folder: The folder of the dataset to be; by default the config's ``data_dir``.
         config: The task.
         shards: Into how many lists to deal the studies; empty lists are left out.
 
     Returns:
-        The numbers of the shards, from 0.
+        The numbers of the shards, from 0; none without ``studies``.
 
     Raises:
-        UserError: The source cannot be read or holds no study, or ``shards`` is below 1.
+        UserError: The source cannot be read or holds no study, ``shards`` is below 1, or the
+            config's suffixes do not tell the files of a converted case apart.
     """
     if shards < 1:
         raise UserError(f"shards is {shards}: give 1 or more.")
     folder = dataset_folder(root, output_folder, config)
+    if not studies.strip() and config is not None:
+        progress(f"studies is empty: {len(cases(config))} training cases are taken as they are")
+        return []
+    if config is not None and not config.has_distinct_suffixes:
+        raise UserError(
+            "modality_dict: two entries have the same suffix, so that the files of a converted "
+            "case would have one name: give each its own, such as _image.nii.gz and _label.nii.gz."
+        )
     listed = open_source(root, studies).studies()
     if not listed:
         raise UserError(f"{studies} holds no studies: check the parameter studies.")

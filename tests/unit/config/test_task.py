@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from medseg.config import load_config
+from medseg.dicom import list_studies
 from medseg.project import DataRoot, UserError
 from tests.volumes import contents
 
@@ -50,6 +51,14 @@ def test_maia_file_loads_unchanged(root: DataRoot) -> None:
     other = load_config("c.yaml", fold=3)
     assert (other.fold, other.default_fold) == (3, 0)
     assert other.fold_folder() == config.fold_folder().with_name("fold_3")
+
+
+def test_a_decathlon_config_may_have_one_suffix_for_all(root: DataRoot) -> None:
+    suffixes = {"image": ".nii.gz", "label": ".nii.gz"}
+    config = load_config(write(root, dataset_format="decathlon", modality_dict=suffixes))
+    assert config.channels == {"image": ".nii.gz"}
+    with pytest.raises(UserError, match="two entries have the same suffix, so that the files of a"):
+        list_studies(root, "file:///mnt/Data", config=config)
 
 
 def test_optional_keys_of_maia(root: DataRoot) -> None:
