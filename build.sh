@@ -129,6 +129,7 @@ case "$command" in
     exec images/build.sh "$@"
     ;;
   bench)
+    need dcm2niix dcm2niix # what the conversion is measured against
     setup
     exec "$venv/bin/python" -m tests.bench "$@"
     ;;
