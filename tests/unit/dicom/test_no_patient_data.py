@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
+from pydicom.filereader import dcmread as read_header
 from pydicom.tag import Tag
 
 from medseg.cli import main
@@ -214,7 +215,7 @@ def stages(model: Path, root: Path) -> dict[str, Callable[[], Any]]:
             print(f"{type(done.exception)}: {done.exception}")  # Python would show a traceback
 
     def inference_image() -> None:  # from where MONAI Deploy has chosen the series
-        header = pydicom.dcmread(next((root / "DICOM/ct").iterdir()), force=True)
+        header = read_header(next((root / "DICOM/ct").iterdir()))
         chosen = {header.StudyInstanceUID: {"image": [header.SeriesInstanceUID]}}
         (root / "task.yaml").write_text(yaml.safe_dump({"tasks": {"Bright": TASK}}))
         with explained_os_errors(), unquoted_errors():
