@@ -21,7 +21,7 @@ from medseg.dicom import (
 )
 from medseg.imaging import ENDINGS, Volume, is_nifti, stem, write_nifti
 from medseg.nnunet.devices import choose_device, choose_precision
-from medseg.nnunet.prediction import CasePredictor
+from medseg.nnunet.prediction import CasePredictor, Predictor
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -238,12 +238,12 @@ def build_predictor(
     test_time_augmentation: bool = True,
     device: str = "auto",
     precision: str = "auto",
-) -> CasePredictor:
+) -> Predictor:
     """A predictor for a packaged model; arguments and errors as those of :func:`segment`."""
     kind = choose_device(device).type
     axes = packaged.checkpoint.get("inference_allowed_mirroring_axes") or ()
     return CasePredictor(
-        packaged.network,
+        [packaged.network],
         packaged.plans,
         packaged.dataset,
         configuration=packaged.checkpoint["configuration"],
@@ -257,7 +257,7 @@ def _segment_once(
     case: Case,
     target: Path,
     packaged: PackagedModel,
-    predictor: CasePredictor,
+    predictor: Predictor,
     settings: Sequence[object],
 ) -> bool:
     """Segments a case; false where the same model has made its result of the same images."""
@@ -270,9 +270,7 @@ def _segment_once(
     return True
 
 
-def _segment_case(
-    case: Case, target: Path, packaged: PackagedModel, predictor: CasePredictor
-) -> None:
+def _segment_case(case: Case, target: Path, packaged: PackagedModel, predictor: Predictor) -> None:
     volumes = [read_image(path) for path in case.images]
     _check_channels(case, volumes, predictor.channels)
     mask = predictor.segment_volumes(volumes)

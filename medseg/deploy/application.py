@@ -21,7 +21,7 @@ from medseg.bundle.torchscript import PackagedModel, load_packaged
 from medseg.deploy.package import ENVIRONMENT, TASK_FILE
 from medseg.deploy.task_file import SegmentationTask, load_segmentation_task
 from medseg.imaging import Volume, resampled_onto
-from medseg.nnunet.prediction import CasePredictor
+from medseg.nnunet.prediction import Predictor
 from medseg.project import UserError, fingerprint, progress
 
 
@@ -68,7 +68,7 @@ class Package:
         )
 
     @cached_property
-    def predictor(self) -> CasePredictor:
+    def predictor(self) -> Predictor:
         """The network with nnU-Net's steps around it."""
         predictor = build_predictor(self.model)
         progress("starting inference")

@@ -53,6 +53,31 @@ def settings_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     return {**settings_of(plans, parent), **own} if parent else own
 
 
+def check_same_plans(members: Mapping[str, Mapping[str, Any]], configuration: str) -> None:
+    """Folds can be averaged on the network's grid only where one plan made them.
+
+    Args:
+        members: What to call each fold in a message, and its plans.
+        configuration: Name of the configuration in all of them.
+
+    Raises:
+        UserError: Some fold was trained with other plans; the message names the first difference.
+    """
+    described = {
+        name: {**_common(plans), **settings_of(plans, configuration)}
+        for name, plans in members.items()
+    }
+    (first, expected), *others = described.items()
+    for name, own in others:
+        for key in sorted({*expected, *own} - {"batch_size", "batch_dice", "plans_name"}):
+            if own.get(key) != expected.get(key):
+                raise UserError(
+                    f"{name} was trained with other plans than {first}: {key} is {own.get(key)}, "
+                    f"not {expected.get(key)}. Folds of an ensemble need the same plans: leave it "
+                    "out, or train it anew with them."
+                )
+
+
 @dataclass(frozen=True)
 class PlanFacts:
     """What nnU-Net planned for one configuration, in its axis order (slices first).
@@ -160,7 +185,8 @@ def plans_hash(plans: Any, configuration: Any) -> str:
         plans: nnU-Net's ``PlansManager``.
         configuration: Its ``ConfigurationManager``.
     """
-    return fingerprint({"plans": _common(plans), "configuration": configuration.configuration})
+    own = configuration.configuration
+    return fingerprint({"plans": _common(plans.plans), "configuration": own})
 
 
 def case_settings(plans: Any, configuration: Any) -> dict[str, Any]:
@@ -175,8 +201,8 @@ def case_settings(plans: Any, configuration: Any) -> dict[str, Any]:
         for key, value in configuration.configuration.items()
         if key not in ("architecture", "batch_size", "batch_dice", "inherits_from")
     }
-    return {"plans": _common(plans), "configuration": own}
+    return {"plans": _common(plans.plans), "configuration": own}
 
 
-def _common(plans: Any) -> dict[str, Any]:
-    return {key: value for key, value in plans.plans.items() if key != "configurations"}
+def _common(plans: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in plans.items() if key != "configurations"}

@@ -1,17 +1,20 @@
-"""One case through a trained network, with nnU-Net's own steps.
+"""One case through trained networks, with nnU-Net's own steps.
 
 ``nnUNetPredictor`` does the same for folders of cases, with worker processes that each import
 everything anew; its module also loads torch's compiler. For one case in one process that start-up
 is most of the time, so the sliding window is written out here, on nnU-Net's preprocessing, tiling
 and weights. Logits are those of ``nnUNetPredictor`` to the bit, and so are labels but for single
-voxels where two classes are level (see :meth:`CasePredictor.labels`).
+voxels where two classes are level (see :class:`~medseg.nnunet.exporting.Exporter`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +22,11 @@ import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from numpy.typing import NDArray
 
+from medseg.config import Labels
 from medseg.imaging import Volume, from_zyx, to_zyx
+from medseg.nnunet.exporting import Block, Exporter
 from medseg.nnunet.plans import channel_names, settings_of
-from medseg.project import UserError
+from medseg.project import UserError, disk_errors
 
 TILE_STEP = 0.5
 """Step between tiles, as a fraction of the patch: nnU-Net's default for prediction."""
@@ -30,11 +35,70 @@ READERS = ("SimpleITKIO", "NibabelIO")
 """nnU-Net's image readers that keep the file's voxel order (they differ in nothing else here)."""
 
 
-class CasePredictor:
-    """Segments volumes with one network.
+class Predictor(ABC):
+    """Segments cases: one network, or several that vote."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """The number of input channels."""
+
+    @property
+    @abstractmethod
+    def values(self) -> tuple[int, ...]:
+        """The label value of each head, in the order of :meth:`probabilities`.
+
+        All labels from the background on; of regions, what each is painted with.
+        """
+
+    @abstractmethod
+    def segment(self, image: NDArray[Any], spacing: Sequence[float]) -> NDArray[Any]:
+        """Segments one volume.
+
+        Args:
+            image: ``(channel, z, y, x)``, stored voxel order.
+            spacing: Millimetres along z, y, x.
+
+        Returns:
+            Label values ``(z, y, x)`` on the image's grid; uint8, or uint16 from 255 labels on.
+        """
+
+    @abstractmethod
+    def probabilities(self, image: NDArray[Any], spacing: Sequence[float]) -> Iterator[Block]:
+        """Segments one volume, and says how sure each voxel is.
+
+        Args:
+            image: ``(channel, z, y, x)``, stored voxel order.
+            spacing: Millimetres along z, y, x.
+
+        Yields:
+            Some slices at a time, from the first to the last, with the labels that
+            :meth:`segment` gives. What a consumer keeps is its own: the rest is not held.
+        """
+
+    def segment_volumes(self, volumes: Sequence[Volume]) -> NDArray[Any]:
+        """Segments one case.
+
+        Args:
+            volumes: One a channel, or one of four dimensions, on the same grid.
+
+        Returns:
+            Label values ``[i, j, k]`` on that grid.
+
+        Raises:
+            UserError: The volumes do not have the same grid.
+        """
+        return from_zyx(self.segment(to_zyx(volumes), volumes[0].spacing[::-1]))
+
+
+class CasePredictor(Predictor):
+    """Segments volumes with one network, or the folds of one configuration.
+
+    Logits of folds are averaged tile by tile, on the network's grid, so that memory is that of one
+    fold and the weights.
 
     Args:
-        network: Maps a batch of patches ``(1, channels, *patch)`` to logits
+        networks: The folds; each maps a batch of patches ``(1, channels, *patch)`` to logits
             ``(1, heads, *patch)``.
         plans: nnU-Net's plans.
         dataset_json: nnU-Net's ``dataset.json``.
@@ -46,12 +110,12 @@ class CasePredictor:
 
     Raises:
         UserError: The plans lack the configuration, or it is one that a single network cannot
-            serve (a cascade).
+            serve (a cascade); or the networks are not folds of one.
     """
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        networks: Sequence[torch.nn.Module],
         plans: Mapping[str, Any],
         dataset_json: Mapping[str, Any],
         *,
@@ -77,44 +141,46 @@ class CasePredictor:
                 f"the plans read images with {plans['image_reader_writer']}, which reorders "
                 f"voxels; only {' and '.join(READERS)} are supported."
             )
+        _check_folds(networks)
         self._dataset_json = dict(dataset_json)
         self._labels = self._plans.get_label_manager(self._dataset_json)
-        self._network = network.to(device).eval()
+        self._exporter = Exporter(self._plans, self._configuration, self._settings, self._labels)
+        self._networks = [network.to(device).eval() for network in networks]
         self._mirror_axes = tuple(mirror_axes)
         self._device = torch.device(device)
         self._precision = getattr(torch, precision)
 
     @property
     def channels(self) -> int:
-        """The number of input channels."""
+        """As :attr:`Predictor.channels`."""
         return len(channel_names(self._dataset_json))
 
+    @property
+    def values(self) -> tuple[int, ...]:
+        """As :attr:`Predictor.values`."""
+        return self._exporter.values
+
+    @property
+    def task(self) -> dict[str, str]:
+        """What is segmented in what, in words: ``labels`` and ``channels``."""
+        dataset = self._dataset_json
+        labels = Labels.of(dataset["labels"], dataset.get("regions_class_order"))
+        return {"labels": _named(labels), "channels": ", ".join(channel_names(dataset))}
+
+    @property
+    def exporter(self) -> Exporter:
+        """What brings logits to the image's grid."""
+        return self._exporter
+
     def segment(self, image: NDArray[Any], spacing: Sequence[float]) -> NDArray[Any]:
-        """Segments one volume.
-
-        Args:
-            image: ``(channel, z, y, x)``, stored voxel order.
-            spacing: Millimetres along z, y, x.
-
-        Returns:
-            Label values ``(z, y, x)`` on the image's grid; uint8, or uint16 from 255 labels on.
-        """
+        """As :meth:`Predictor.segment`."""
         data, properties = self.preprocess(image, spacing)
         return self.labels(self.logits(data), properties)
 
-    def segment_volumes(self, volumes: Sequence[Volume]) -> NDArray[Any]:
-        """Segments one case.
-
-        Args:
-            volumes: One a channel, or one of four dimensions, on the same grid.
-
-        Returns:
-            Label values ``[i, j, k]`` on that grid.
-
-        Raises:
-            UserError: The volumes do not have the same grid.
-        """
-        return from_zyx(self.segment(to_zyx(volumes), volumes[0].spacing[::-1]))
+    def probabilities(self, image: NDArray[Any], spacing: Sequence[float]) -> Iterator[Block]:
+        """As :meth:`Predictor.probabilities`."""
+        data, properties = self.preprocess(image, spacing)
+        return self._exporter.blocks(self.logits(data), properties)
 
     def preprocess(
         self, image: NDArray[Any], spacing: Sequence[float]
@@ -181,7 +247,8 @@ class CasePredictor:
         with torch.inference_mode(), lower:
             for place in self._tiles(shape):
                 tile = data[(slice(None), *place)][None].to(self._device)
-                total[(slice(None), *place)] += self._predict(tile)[0].to(device) * weight
+                logits = self._mean_of_folds(tile)[0].to(device)
+                total[(slice(None), *place)] += logits * weight
                 weights[place] += weight
         return total.div_(weights)
 
@@ -195,7 +262,14 @@ class CasePredictor:
             ends = zip(corner[flat:], patch, strict=True)
             yield (*corner[:flat], *(slice(start, start + size) for start, size in ends))
 
-    def _predict(self, tile: torch.Tensor) -> torch.Tensor:
+    def _mean_of_folds(self, tile: torch.Tensor) -> torch.Tensor:
+        first, *others = self._networks
+        total = self._predict(first, tile)
+        for network in others:
+            total = total + self._predict(network, tile)
+        return total / len(self._networks) if others else total
+
+    def _predict(self, network: torch.nn.Module, tile: torch.Tensor) -> torch.Tensor:
         axes = [axis + 2 for axis in self._mirror_axes]
         mirrorings = [
             flipped
@@ -205,7 +279,7 @@ class CasePredictor:
         total: torch.Tensor | None = None
         for flipped in mirrorings:
             mirrored = torch.flip(tile, flipped) if flipped else tile
-            logits = self._network(mirrored)
+            logits = network(mirrored)
             if logits.dtype == torch.bfloat16:  # too coarse to add up in
                 logits = logits.float()
             logits = torch.flip(logits, flipped) if flipped else logits
@@ -216,10 +290,6 @@ class CasePredictor:
     def labels(self, logits: torch.Tensor, properties: Mapping[str, Any]) -> NDArray[Any]:
         """Brings logits back to the grid of the image and decides for labels.
 
-        Resampled logits are rounded to float16, in which nnU-Net keeps them, so that what is level
-        there is level here, and the lower label wins. Interpolation itself is in single precision,
-        nnU-Net's in double: one voxel in 100,000, or fewer, is rounded to the other side of a tie.
-
         Args:
             logits: ``(heads, *shape)`` on the network's grid.
             properties: What :meth:`preprocess` returned.
@@ -227,86 +297,111 @@ class CasePredictor:
         Returns:
             Label values ``(z, y, x)``.
         """
-        cropped = properties["shape_after_cropping_and_before_resampling"]
-        new = [properties["spacing"][axis] for axis in self._plans.transpose_forward]
-        old = list(self._configuration.spacing)
-        old = new[: len(new) - len(old)] + old
-        options = self._settings["resampling_fn_probabilities_kwargs"]
-        linear = (
-            self._settings["resampling_fn_probabilities"] == "resample_data_or_seg_to_shape"
-            and options["order"] == 1
-            and options["order_z"] == 0
-        )
-        if linear:
-            heads: Iterator[torch.Tensor] = self._resample_linear(logits, cropped, old, new)
-        else:
-            resampled = self._configuration.resampling_fn_probabilities(logits, cropped, old, new)
-            heads = iter(torch.as_tensor(resampled))
-        decided = self._decide(heads)
-        whole = np.zeros(properties["shape_before_cropping"], dtype=decided.dtype)
-        box = properties["bbox_used_for_cropping"]
-        whole[tuple(slice(start, end) for start, end in box)] = decided
-        return whole.transpose(self._plans.transpose_backward)
+        return self._exporter.labels(logits, properties)
 
-    def _resample_linear(
-        self,
-        logits: torch.Tensor,
-        shape: Sequence[int],
-        old: Sequence[float],
-        new: Sequence[float],
-    ) -> Iterator[torch.Tensor]:
-        """One head after the other, as nnU-Net's default does it for all at once.
 
-        That default (scikit-image, order 1, edge mode) samples at the same half-voxel positions as
-        torch's interpolation; with anisotropic voxels it takes the nearest slice along the coarse
-        axis. Same labels, a tenth of the time, and the memory of one head.
-        """
-        from nnunetv2.configuration import ANISO_THRESHOLD
-        from nnunetv2.preprocessing.resampling.default_resampling import (
-            determine_do_sep_z_and_axis,
-        )
+class EnsemblePredictor(Predictor):
+    """Several configurations that vote: their probabilities are averaged on the image's grid.
 
-        options = self._settings["resampling_fn_probabilities_kwargs"]
-        threshold = options.get("separate_z_anisotropy_threshold", ANISO_THRESHOLD)
-        separate, axis = determine_do_sep_z_and_axis(
-            options["force_separate_z"], old, new, threshold
-        )
-        size = [int(length) for length in shape]
-        for head in logits:
-            volume = head.float()
-            if list(volume.shape) == size:
-                yield head
-            elif separate:
-                volume = volume.movedim(axis, 0)
-                scale = volume.shape[0] / size[axis]
-                positions = (torch.arange(size[axis], dtype=torch.float64) + 0.5) * scale - 0.5
-                nearest = (positions + 0.5).floor().long().clamp(0, volume.shape[0] - 1)
-                plane = size[:axis] + size[axis + 1 :]
-                volume = torch.nn.functional.interpolate(
-                    volume[None], plane, mode="bilinear", align_corners=False
-                )[0]
-                yield volume[nearest].movedim(0, axis).half()
-            else:
-                yield torch.nn.functional.interpolate(
-                    volume[None, None], size, mode="trilinear", align_corners=False
-                )[0, 0].half()
+    As nnU-Net's ``ensemble`` has it, but for regions, which that misjudges (it takes the sigmoid
+    of a sigmoid, so that every voxel is in each region). One member computes at a time; the
+    logits of the others lie in scratch files, and probabilities are made some slices at a time.
 
-    def _decide(self, heads: Iterator[torch.Tensor]) -> NDArray[Any]:
-        dtype = np.uint8 if len(self._labels.foreground_labels) < 255 else np.uint16
-        first = next(heads)
-        labels = torch.zeros(first.shape, dtype=torch.int16)
-        if self._labels.has_regions:
-            # regions overlap: each has a sigmoid of its own, later ones overwrite earlier ones
-            regions = zip(
-                self._labels.regions_class_order, itertools.chain([first], heads), strict=True
-            )
-            for value, head in regions:
-                labels[head > 0] = int(value)
-        else:
-            best = first
-            for index, head in enumerate(heads, start=1):
-                better = head > best
-                labels[better] = index
-                best = torch.where(better, head, best)
-        decided: NDArray[Any] = labels.numpy().astype(dtype)
-        return decided
+    Args:
+        predictors: The members: other configurations, plans or folds, for the same labels and
+            channels.
+
+    Raises:
+        UserError: There is no member, or they are of different tasks.
+    """
+
+    def __init__(self, predictors: Sequence[CasePredictor]) -> None:
+        if not predictors:
+            raise UserError("an ensemble needs at least one model: name one.")
+        self._predictors = list(predictors)
+        expected = predictors[0].task
+        for number, predictor in enumerate(predictors[1:], start=2):
+            for what, ours, theirs in zip(
+                expected, expected.values(), predictor.task.values(), strict=True
+            ):
+                if ours != theirs:
+                    raise UserError(
+                        f"the models of an ensemble must have the same {what}: those of model 1 "
+                        f"are {ours}, those of model {number} {theirs}. Leave one of them out."
+                    )
+
+    @property
+    def channels(self) -> int:
+        """As :attr:`Predictor.channels`."""
+        return self._predictors[0].channels
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """As :attr:`Predictor.values`."""
+        return self._predictors[0].values
+
+    def segment(self, image: NDArray[Any], spacing: Sequence[float]) -> NDArray[Any]:
+        """As :meth:`Predictor.segment`."""
+        if len(self._predictors) == 1:
+            return self._predictors[0].segment(image, spacing)
+        return np.concatenate([block.labels for block in self.probabilities(image, spacing)])
+
+    def probabilities(self, image: NDArray[Any], spacing: Sequence[float]) -> Iterator[Block]:
+        """As :meth:`Predictor.probabilities`."""
+        if len(self._predictors) == 1:
+            yield from self._predictors[0].probabilities(image, spacing)
+            return
+        with contextlib.ExitStack() as scratch:
+            members = []
+            for number, predictor in enumerate(self._predictors, start=1):
+                data, properties = predictor.preprocess(image, spacing)
+                logits = predictor.logits(data)
+                del data
+                if number < len(self._predictors):  # the last one's may stay
+                    logits = scratch.enter_context(_set_aside(logits))
+                members.append(predictor.exporter.blocks(logits, properties))
+            yield from self._predictors[0].exporter.average(members)
+
+
+@contextlib.contextmanager
+def _set_aside(logits: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The same logits, out of memory: in a file that nobody sees and that ends with the block."""
+    name = Path(tempfile.gettempdir(), "logits")
+    with tempfile.TemporaryFile(dir=name.parent) as file:
+        with disk_errors(name):
+            for head in logits:  # written: a mapped file would end the process on a full disk
+                file.write(head.contiguous().numpy().data)
+            file.flush()
+        yield torch.from_numpy(np.memmap(file, np.float16, "c", shape=tuple(logits.shape)))
+
+
+def _named(labels: Labels) -> str:
+    values = {item.name: "+".join(map(str, item.values)) for item in labels.structures.values()}
+    return ", ".join(
+        f"{name} {values.get(name, value)}"
+        + (f" (painted {value})" if labels.has_regions and value else "")
+        for name, value in labels.painted.items()
+    )
+
+
+def _check_folds(networks: Sequence[torch.nn.Module]) -> None:
+    """Folds of one configuration have weights of the same names and shapes.
+
+    Raises:
+        UserError: There is none, or one has others.
+    """
+    if not networks:
+        raise UserError("there is no network to predict with: name at least one fold.")
+    weights = [
+        {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
+        for network in networks
+    ]
+    for number, own in enumerate(weights[1:], start=2):
+        for name in (*weights[0], *own):
+            first, second = weights[0].get(name), own.get(name)
+            if first != second:
+                raise UserError(
+                    f"network {number} is no fold of the configuration of network 1: its {name} "
+                    f"has shape {second or 'none'}, that of network 1 {first or 'none'}. Folds of "
+                    "an ensemble need the same plans; leave it out, or train it anew with them."
+                )

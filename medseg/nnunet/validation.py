@@ -131,7 +131,7 @@ def _predictor(config: TaskConfig, checkpoint: Path) -> tuple[CasePredictor, Pat
     if choose_bfloat16(config.precision, device):
         use_bfloat16(network)  # as in training
     predictor = CasePredictor(
-        network,
+        [network],
         plans,
         dataset,
         configuration=config.configuration,

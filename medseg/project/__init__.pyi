@@ -19,6 +19,7 @@ from .events import result as result
 from .events import run_folder as run_folder
 from .files import atomic_file as atomic_file
 from .files import atomic_folder as atomic_folder
+from .files import disk_errors as disk_errors
 from .files import link_or_copy as link_or_copy
 from .files import private_folder as private_folder
 from .files import read_json as read_json

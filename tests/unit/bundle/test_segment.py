@@ -63,7 +63,7 @@ def predictor_of(trained: TaskConfig, **settings: Any) -> CasePredictor:
     plans["configurations"]["tiny"].update(settings.pop("plans", {}))
     dataset = {**packaged.dataset, **settings.pop("dataset", {})}
     return CasePredictor(
-        packaged.network,
+        [packaged.network],
         plans,
         dataset,
         configuration="tiny",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from medseg.nnunet import channel_names, intensity_range, plan_facts, read_plans
-from medseg.nnunet.plans import settings_of
+from medseg.nnunet.plans import check_same_plans, settings_of
 from medseg.project import UserError
 from tests.hippocampus import write_config
 
@@ -38,6 +39,20 @@ def test_what_they_say() -> None:
     assert intensity_range(PLANS) == (-20.0, 900.0)
     with pytest.raises(UserError, match="'2d' is not in nnU-Net's plans, which hold 3d_fullres, s"):
         plan_facts(PLANS, "2d")
+
+
+def test_folds_of_different_plans_are_named() -> None:
+    other = copy.deepcopy(PLANS)
+    other["configurations"]["3d_fullres"]["batch_size"] = 4  # which no prediction depends on
+    check_same_plans({"fold_0": PLANS, "fold_1": other}, "small")
+    check_same_plans({"fold_0": PLANS}, "small")
+    other["configurations"]["3d_fullres"]["spacing"] = [2, 2, 2]
+    with pytest.raises(
+        UserError, match=r"fold_1 was .* than fold_0: spacing is \[2, 2, 2\], not \[1, 1.5, 1.0\]"
+    ):
+        check_same_plans({"fold_0": PLANS, "fold_1": other}, "small")
+    with pytest.raises(UserError, match="'small' is not in nnU-Net's plans"):
+        check_same_plans({"a": PLANS, "b": {"configurations": {"2d": {}}}}, "small")
 
 
 def test_channels_are_in_the_order_of_their_numbers() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,11 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 
+from medseg.nnunet import exporting
 from medseg.nnunet.devices import use_bfloat16
-from medseg.nnunet.prediction import CasePredictor
+from medseg.nnunet.prediction import CasePredictor, EnsemblePredictor
 from medseg.project import UserError
+from tests.volumes import Volume
 
 PLAIN = {"labels": {"background": 0, "a": 1, "b": 2}}
 IGNORE = {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}}
@@ -112,10 +116,10 @@ class Setting:
         image[:, :2] = 0
         return image.astype(np.float32)
 
-    def predictor(self, network: torch.nn.Module) -> CasePredictor:
+    def predictor(self, *networks: torch.nn.Module) -> CasePredictor:
         """Ours."""
         return CasePredictor(
-            network,
+            networks,
             self.plans,
             self.description,
             configuration="tiny",
@@ -145,12 +149,12 @@ class Setting:
         return predictor
 
 
-def balanced_network(setting: Setting) -> torch.nn.Module:
+def balanced_network(setting: Setting, seed: int = 1) -> torch.nn.Module:
     """Random weights, with which all classes occur."""
     plans = PlansManager(setting.plans)
     configuration = plans.get_configuration("tiny")
     heads = plans.get_label_manager(setting.description).num_segmentation_heads
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     network: torch.nn.Module = get_network_from_plans(
         configuration.network_arch_class_name,
         configuration.network_arch_init_kwargs,
@@ -245,6 +249,154 @@ def test_same_logits_and_labels(setting: Setting) -> None:
     assert (labels != expected).sum() <= 2
 
 
+@pytest.mark.parametrize("setting", [Setting(mirror=True), Setting(REGIONS, patch=(16, 24))])
+def test_folds_are_averaged_as_nnunet_does(setting: Setting) -> None:
+    networks = [balanced_network(setting, seed) for seed in (1, 2, 3)]
+    ours = setting.predictor(*networks)
+    data, properties = ours.preprocess(setting.image(), setting.image_spacing)
+    theirs = setting.theirs(copy.deepcopy(networks[0]))
+    theirs.list_of_parameters = [network.state_dict() for network in networks]
+    expected = theirs.predict_logits_from_preprocessed_data(data)
+
+    logits = ours.logits(data)
+    assert logits.dtype == expected.dtype == torch.float16
+    # at corners Gaussian weights are so small that float16 keeps few digits of what they weigh
+    assert torch.isclose(logits, expected, atol=0.02, rtol=0.005).float().mean() > 0.99
+    assert (logits - setting.predictor(networks[0]).logits(data)).abs().mean() > 0.5
+    labels, expected_labels = ours.labels(logits, properties), ours.labels(expected, properties)
+    assert (labels != expected_labels).mean() < 0.005
+
+
+def their_probabilities(
+    setting: Setting, predictor: CasePredictor, network: torch.nn.Module
+) -> Any:
+    data, properties = predictor.preprocess(setting.image(), setting.image_spacing)
+    theirs = setting.theirs(network)
+    logits = theirs.predict_sliding_window_return_logits(data)
+    _, probabilities = export(
+        logits,
+        theirs.plans_manager,
+        theirs.configuration_manager,
+        theirs.label_manager,
+        properties,
+        return_probabilities=True,
+    )
+    return probabilities
+
+
+PLANNED = [
+    pytest.param(Setting(image_spacing=(1, 1, 1)), id="the grid of the image"),
+    pytest.param(Setting(IGNORE, spacing=(0.9, 1.2, 1.1), transpose=(2, 0, 1)), id="transposed"),
+    pytest.param(
+        Setting(
+            REGIONS,
+            patch=(8, 16, 16),
+            spacing=(5, 1, 1),
+            transpose=(2, 0, 1),
+            shape=(26, 24, 10),
+            image_spacing=(0.83, 0.91, 4.3),
+        ),
+        id="regions, anisotropic plan, transposed",
+    ),
+    pytest.param(Setting(shape=(8, 26, 24), image_spacing=(6, 0.83, 0.91)), id="thick slices"),
+    pytest.param(Setting(patch=(16, 24), spacing=(1, 1)), id="2d"),
+]
+
+
+@pytest.mark.parametrize("setting", PLANNED)
+@pytest.mark.parametrize("block", [1, 3000])
+def test_probabilities_come_as_nnunets_in_blocks(
+    setting: Setting, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "BLOCK", block)
+    network = balanced_network(setting)
+    ours = setting.predictor(network)
+    labels = ours.segment(setting.image(), setting.image_spacing)
+    blocks = list(ours.probabilities(setting.image(), setting.image_spacing))
+    places = [index for each in blocks for index in range(*each.place.indices(10**6))]
+    assert places == list(range(setting.shape[0]))
+    assert len(blocks) > 1
+    probabilities = np.concatenate([each.probabilities for each in blocks], axis=1)
+    expected = their_probabilities(setting, ours, network)
+    assert probabilities.shape == expected.shape == (len(ours.values), *setting.shape)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-3)  # float16's last place
+    assert np.array_equal(np.concatenate([each.labels for each in blocks]), labels)
+    if setting.dataset is REGIONS:
+        assert ours.values == (1, 2)
+    else:
+        assert ours.values == (0, 1, 2)
+        np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("dataset", [PLAIN, REGIONS])
+def test_ensemble_averages_probabilities_on_the_grid_of_the_image(
+    dataset: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "BLOCK", 3000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    settings = [Setting(dataset), Setting(dataset, patch=(16, 24), spacing=(1.1, 0.9)),
+                Setting(dataset, spacing=(0.9, 1.2, 1.1), transpose=(2, 0, 1))]  # fmt: skip
+    networks = [balanced_network(each, seed) for seed, each in enumerate(settings)]
+    members = [each.predictor(network) for each, network in zip(settings, networks, strict=True)]
+    ensemble = EnsemblePredictor(members)
+    arguments = settings[0].image(), settings[0].image_spacing
+    blocks = list(ensemble.probabilities(*arguments))
+    expected = np.mean(
+        [their_probabilities(*each) for each in zip(settings, members, networks, strict=True)],
+        axis=0,
+    )
+    probabilities = np.concatenate([each.probabilities for each in blocks], axis=1)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-3)
+    labels = ensemble.segment(*arguments)
+    assert labels.dtype == np.uint8 and set(np.unique(labels)) == {0, 1, 2}
+    if dataset is PLAIN:
+        decided = expected.argmax(axis=0)
+    else:
+        decided = np.where(expected[1] > 0.5, 2, np.where(expected[0] > 0.5, 1, 0))
+    assert (labels != decided).mean() < 0.001
+    assert (ensemble.channels, ensemble.values) == (1, members[0].values)
+    assert not list(tmp_path.iterdir())
+    alone = EnsemblePredictor(members[:1]).segment(*arguments)
+    assert np.array_equal(alone, members[0].segment(*arguments))
+
+
+def test_a_full_disk_ends_an_ensemble_with_its_name(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(volume.folder))
+    setting = Setting()
+    member = setting.predictor(balanced_network(setting))
+    ensemble = EnsemblePredictor([member, member])
+    volume.leave(0)
+    with pytest.raises(OSError, match="No space left") as caught:
+        ensemble.segment(setting.image(), setting.image_spacing)
+    assert str(volume.folder) in str(caught.value.filename)
+    assert not list(volume.folder.iterdir())
+
+
+def test_what_cannot_vote_together_is_named() -> None:
+    setting = Setting()
+    member = setting.predictor(balanced_network(setting))
+    for other, message in (
+        (
+            Setting({"labels": {"background": 0, "a": 1, "c": 2}}),
+            "the same labels: those of model 1 are background 0, a 1, b 2, those of model 2 "
+            "background 0, a 1, c 2",
+        ),
+        (Setting(REGIONS), r"model 2 background 0, whole 1\+2 \(painted 1\), core 2 "),
+        (Setting(channels=2), "the same channels: those of model 1 are MRI, .* model 2 MRI, MRI"),
+    ):
+        with pytest.raises(UserError, match=message):
+            EnsemblePredictor([member, other.predictor(balanced_network(other))])
+    with pytest.raises(UserError, match="at least one model"):
+        EnsemblePredictor([])
+    flat = balanced_network(Setting(patch=(16, 24), spacing=(1, 1)))
+    with pytest.raises(UserError, match=r"network 2 is no fold .* has shape \(4, 1, 3, 3\)"):
+        setting.predictor(balanced_network(setting), flat)
+    with pytest.raises(UserError, match="no network to predict with"):
+        setting.predictor()
+
+
 def test_what_a_lone_network_cannot_serve_is_refused() -> None:
     setting = Setting()
     network = balanced_network(setting)
@@ -265,7 +417,7 @@ def test_what_a_lone_network_cannot_serve_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             CasePredictor(
-                network,
+                [network],
                 {**setting.plans, **change},
                 setting.description,
                 configuration="tiny",
