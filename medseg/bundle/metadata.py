@@ -11,6 +11,7 @@ from medseg.bundle.templates import render
 from medseg.config import Labels, TaskConfig
 from medseg.nnunet import (
     SUMMARY,
+    TrainedFold,
     channel_names,
     dataset_record,
     intensity_range,
@@ -102,9 +103,18 @@ def validation_dice(config: TaskConfig, labels: Labels) -> dict[str, float]:
 
 
 def provenance(config: TaskConfig) -> dict[str, str]:
-    """Where a model comes from: ``dataset_hash`` and ``mlflow_run_id``, as far as there are any."""
+    """Where a model comes from, as far as it is known.
+
+    Returns:
+        ``dataset_hash``, ``mlflow_run_id``, and ``pretrained_weights``: the SHA-256 of the model
+        that the training started from.
+    """
     dataset = dataset_record(config).get("dataset_hash", "")
-    facts = {"dataset_hash": str(dataset), "mlflow_run_id": run_id(config)}
+    facts = {
+        "dataset_hash": str(dataset),
+        "mlflow_run_id": run_id(config),
+        "pretrained_weights": TrainedFold(config).origin,
+    }
     return {name: value for name, value in facts.items() if value}
 
 

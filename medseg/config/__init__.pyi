@@ -1,8 +1,10 @@
+from .finetuning import finetuning_config as finetuning_config
 from .labels import IGNORE as IGNORE
 from .labels import Label as Label
 from .labels import Labels as Labels
 from .labels import Structure as Structure
 from .task import DEFAULT_SUFFIXES as DEFAULT_SUFFIXES
+from .task import FROM_A_MODEL as FROM_A_MODEL
 from .task import LABEL_KEY as LABEL_KEY
 from .task import BundleConfig as BundleConfig
 from .task import TaskConfig as TaskConfig

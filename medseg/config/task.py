@@ -29,6 +29,17 @@ LABEL_KEY = "label"
 DEFAULT_SUFFIXES = {"image": "_image.nii.gz", LABEL_KEY: "_label.nii.gz"}
 """The ``modality_dict`` of a config that has none, and of a dataset without a config."""
 
+FINE_TUNING: dict[str, Any] = {
+    "nnunet_plans_name": "PretrainedPlans",
+    "num_epochs": 50,
+    "initial_lr": 1e-3,
+}
+"""Defaults of a config that names ``pretrained_weights``: the plans are the model's, and lie beside
+the dataset's own; so do the folds."""
+
+FROM_A_MODEL = ("pretrained_weights", "freeze_encoder", "new_heads")
+"""Fields that only a training that starts from a model has."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 """Names that become parts of file names."""
 
@@ -136,12 +147,30 @@ class TaskConfig(_Strict):
         description="further attributes of nnU-Net's trainer, such as weight_decay",
     )
 
+    # --- a training that starts from a model ---
+    pretrained_weights: str | None = Field(
+        None,
+        description="model that the training starts from, and whose plans it takes: model.ts, a "
+        "bundle's .pt, nnU-Net's .pth or a Lightning .ckpt",
+    )
+    freeze_encoder: bool = Field(False, description="leave the network's encoder as it is")
+    new_heads: bool = Field(
+        False, description="labels may differ from the model's; those that it lacks are learnt anew"
+    )
+
     # --- the bundle ---
     bundle_config: BundleConfig
 
     _root: DataRoot = PrivateAttr()
     _path: Path = PrivateAttr()
     _default_fold: int | Literal["all"] = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_fine_tuning(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("pretrained_weights"):
+            return {**FINE_TUNING, **content}
+        return content
 
     @field_validator("dataset_name_or_id")
     @classmethod
@@ -210,6 +239,9 @@ class TaskConfig(_Strict):
                 f"modality_list: must name {len(self.channels)} channels, "
                 "as many as modality_dict without 'label'"
             )
+        for name in FROM_A_MODEL[1:]:
+            if getattr(self, name) and not self.pretrained_weights:
+                raise ValueError(f"{name}: has a meaning only with pretrained_weights")
         return self
 
     # --- what follows from the fields ---
@@ -291,6 +323,12 @@ class TaskConfig(_Strict):
         )
 
     @property
+    def pretrained_file(self) -> Path | None:
+        """The model that the training starts from."""
+        given = self.pretrained_weights
+        return self.root.resolve(given, field="pretrained_weights") if given else None
+
+    @property
     def bundle_folder(self) -> Path:
         """The MONAI bundle's folder."""
         return self.root.resolve(self.bundle_config.bundle_root, field="bundle_config.bundle_root")
@@ -345,6 +383,8 @@ def load_config(path: str | Path, root: DataRoot | None = None, *, fold: int = -
     root.resolve(config.bundle_config.bundle_root, field="bundle_config.bundle_root")
     if config.bundle_config.metadata_file:
         root.resolve(config.bundle_config.metadata_file, field="bundle_config.metadata_file")
+    if config.pretrained_weights:
+        root.resolve(config.pretrained_weights, field="pretrained_weights")
     return config
 
 

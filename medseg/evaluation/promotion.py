@@ -14,7 +14,7 @@ from typing import Any
 
 from medseg.bundle import model_file, present_model
 from medseg.bundle.paths import promotions_file
-from medseg.config import TaskConfig
+from medseg.config import FROM_A_MODEL, TaskConfig
 from medseg.dataset import case_hashes, files_of
 from medseg.evaluation.held_back import measure_model
 from medseg.evaluation.summary import case_of, of_cases
@@ -251,4 +251,5 @@ def _test_hash(config: TaskConfig) -> str:
 
 
 def _config_hash(config: TaskConfig) -> str:
-    return fingerprint(config.model_dump(mode="json", exclude=_NOT_TRAINED))
+    unused = set() if config.pretrained_weights else set(FROM_A_MODEL)
+    return fingerprint(config.model_dump(mode="json", exclude=_NOT_TRAINED | unused))

@@ -278,6 +278,9 @@ def _training_settings(
         "Initial learning rate": f"{settings['initial_lr']:g}",
         "Seed": str(settings["seed"]),
     }
+    if config.pretrained_weights:
+        frozen = ", encoder frozen" if settings.get("freeze_encoder") else ""
+        rows["Started from"] = f"{config.pretrained_weights}{frozen}"
     if history:
         seconds = [history.seconds(epoch) for epoch in range(len(history))]
         rows["Time"] = f"{duration(sum(seconds))}, {duration(float(np.median(seconds)))} an epoch"

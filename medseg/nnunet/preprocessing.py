@@ -27,6 +27,7 @@ from medseg.nnunet.plans import (
     plans_path,
     settings_of,
 )
+from medseg.nnunet.pretrained import adopted_plans, read_pretrained
 from medseg.nnunet.raw import prepared
 from medseg.nnunet.workers import for_each_case
 from medseg.project import (
@@ -90,6 +91,9 @@ def plan_and_preprocess(config: TaskConfig) -> Preprocessed:
     trains. What is finished is not repeated: plans are made once for a dataset, so a configuration
     that the user adds to them stays, and after a kill only the missing cases are preprocessed.
 
+    With ``pretrained_weights`` the plans are the model's, under the config's ``nnunet_plans_name``
+    beside the dataset's own, and no fingerprint is taken.
+
     Args:
         config: The task's config.
 
@@ -98,14 +102,15 @@ def plan_and_preprocess(config: TaskConfig) -> Preprocessed:
 
     Raises:
         UserError: The dataset is not prepared; the plans have no such configuration (the message
-            names those they have); a split of the user's own names cases that are gone.
+            names those they have); a split of the user's own names cases that are gone; the model
+            does not fit the task; plans of its name are the dataset's own.
         CasesFailedError: More cases failed than ``max_failed_cases``.
     """
     dataset = prepared(config)
     folder = config.preprocessed_folder
     folder.mkdir(parents=True, exist_ok=True)
     with environment(config):
-        plans_file = _plan(config, dataset)
+        plans_file = _adopt(config) if config.pretrained_weights else _plan(config, dataset)
         plans = load_plans(plans_file)
         configuration = configuration_of(config, plans)
         plans_digest = plans_hash(plans, configuration)
@@ -138,7 +143,7 @@ def plan_and_preprocess(config: TaskConfig) -> Preprocessed:
         *(folder / configuration.data_identifier / name for case in cases for name in _names(case)),
         *(folder / "gt_segmentations" / f"{case}{ENDING}" for case in cases),
         folder / "dataset.json",
-        folder / "dataset_fingerprint.json",
+        *([] if config.pretrained_weights else [folder / "dataset_fingerprint.json"]),
     ]
     done.record(inputs, outputs, asdict(result))
     return result
@@ -214,6 +219,11 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
     """Makes the plans unless they are made; returns their file."""
     folder = config.preprocessed_folder
     plans_file = plans_path(config)
+    if _adoption(config).read():
+        raise UserError(
+            f"nnunet_plans_name: {plans_file} are the plans of a model: choose another name, or "
+            "name the model as pretrained_weights."
+        )
     settings = {"dataset": dataset["dataset_hash"], "nnunetv2": version("nnunetv2")}
     ignore = config.label_set.ignore
     if ignore is not None:  # extracted by an earlier version, the fingerprint counted its voxels
@@ -258,6 +268,33 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
         planner_class(config.dataset_name, plans_name=config.nnunet_plans_name).plan_experiment()
     planned.record(fingerprint(settings), [])
     return plans_file
+
+
+def _adopt(config: TaskConfig) -> Path:
+    """Puts the model's plans beside the dataset's own, once; returns their file."""
+    folder, plans_file = config.preprocessed_folder, plans_path(config)
+    model = read_pretrained(config)
+    plans = adopted_plans(config, model)
+    adopted = _adoption(config)
+    _remove_broken(plans_file)
+    # by name, not size: the user may edit these plans, too
+    if not (adopted.is_done(fingerprint(plans)) and plans_file.is_file()):
+        if plans_file.is_file() and not adopted.read() and read_json(plans_file) != plans:
+            raise UserError(
+                f"nnunet_plans_name: {plans_file} are plans of the dataset's own, which those of "
+                f"{model.path} would replace: choose another name, or leave it out."
+            )
+        progress(f"taking the plans of {config.root.relative(model.path)}")
+        write_json(plans_file, plans)
+        adopted.record(fingerprint(plans), [])
+    description = read_json(config.raw_folder / "dataset.json")
+    if read_json(folder / "dataset.json", {}) != description:
+        write_json(folder / "dataset.json", description)
+    return plans_file
+
+
+def _adoption(config: TaskConfig) -> Manifest:
+    return Manifest(config.preprocessed_folder, f"adopt-{config.nnunet_plans_name}")
 
 
 def _remove_broken(plans_file: Path) -> None:

@@ -35,7 +35,8 @@ def decide(config: TaskConfig, record: dict[str, Any], trainer: ExtendedTraining
 
     Args:
         config: The task's config.
-        record: ``data`` and ``settings`` of the training to come.
+        record: ``data`` and ``settings`` of the training to come, and ``weights`` where it starts
+            from a model.
         trainer: The trainer of the training to come.
     """
     folder, fold = config.fold_folder(), config.fold
@@ -58,7 +59,8 @@ def write_record(config: TaskConfig, record: dict[str, Any]) -> None:
 
     Args:
         config: The task's config.
-        record: ``data``, ``settings`` (see :func:`decide`) and ``cases`` (case to hash).
+        record: ``data``, ``settings`` (see :func:`decide`), ``cases`` (case to hash), and
+            ``weights`` (a hash) where it starts from a model.
     """
     write_json(_record_path(config.fold_folder()), record)
 
@@ -151,6 +153,8 @@ def _why_anew(
         return "" if plans == trainer.plans_manager.plans else "the plans have changed"
     if before["data"] != record["data"]:
         return "the dataset, its split or the plans have changed"
+    if before.get("weights") != record.get("weights"):
+        return "the model that it starts from has changed"
     changed = sorted(
         name
         for name in before["settings"].keys() | record["settings"].keys()

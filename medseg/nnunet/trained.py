@@ -100,6 +100,11 @@ class TrainedFold:
         return trained_cases(self._config)
 
     @property
+    def origin(self) -> str:
+        """SHA-256 of the model that its training started from; empty for one from scratch."""
+        return str(read_record(self._config).get("weights", ""))
+
+    @property
     def plan(self) -> PlanFacts | None:
         """What nnU-Net planned for it; None where there are no plans that can be read."""
         try:

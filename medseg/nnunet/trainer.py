@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
 from medseg.nnunet.keeping import StateKeeper
 from medseg.nnunet.plans import read_plans
+from medseg.nnunet.pretrained import Weights, first_weights, freeze_encoder
 from medseg.project import UserError, atomic_file, hint
 
 CONFIG_FIELDS = {
@@ -54,12 +56,17 @@ class ExtendedTraining:
         bfloat16: Whether the network computes in bfloat16 on the CPU.
         after_epoch: Called with the number of each finished epoch, from 0.
         keeper: Has the state after the last finished epoch.
+        first_weights: Makes the weights that a new training starts from out of the network's
+            own; None: those.
+        freeze_encoder: Whether the network's encoder stays as it is.
     """
 
     seed: int = 0
     bfloat16: bool = False
     after_epoch: Callable[[int], None] = staticmethod(lambda _epoch: None)
     keeper: StateKeeper
+    first_weights: Callable[[Weights], Weights] | None = None
+    freeze_encoder: bool = False
     # nnU-Net's own
     fold: int | str
     current_epoch: int
@@ -204,8 +211,21 @@ class ExtendedTraining:
         if self.bfloat16:
             use_bfloat16(self.network)
 
+    def configure_optimizers(self) -> Any:
+        """Puts the first weights in and freezes what stays: before DDP takes hold of the network.
+
+        nnU-Net calls it when the network is built.
+        """
+        network = self._plain_network()
+        if self.first_weights is not None:
+            network.load_state_dict(self.first_weights(network.state_dict()))
+        if self.freeze_encoder:
+            freeze_encoder(network)
+        return super().configure_optimizers()  # type: ignore[misc]
+
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Goes on from a checkpoint, read without unpickling code."""
+        self.first_weights = None  # the checkpoint's have come from them
         with torch.serialization.safe_globals(safe_types()):
             super().load_checkpoint(filename_or_checkpoint)  # type: ignore[misc]
 
@@ -283,6 +303,9 @@ def make_trainer(config: TaskConfig) -> ExtendedTraining:
     )
     trainer.seed = config.seed
     trainer.bfloat16 = choose_bfloat16(config.precision, device.type)
+    if config.pretrained_weights:
+        trainer.first_weights = partial(first_weights, config)
+        trainer.freeze_encoder = config.freeze_encoder
     for field, attribute in CONFIG_FIELDS.items():
         if field in config.model_fields_set:
             setattr(trainer, attribute, getattr(config, field))

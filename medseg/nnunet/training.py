@@ -21,7 +21,14 @@ from medseg.nnunet.devices import augmentation_processes, threads
 from medseg.nnunet.history import History, describe
 from medseg.nnunet.paths import environment
 from medseg.nnunet.preprocessing import preprocessed, split_of
-from medseg.nnunet.resume import decide, preprocessed_cases, require_final, write_record
+from medseg.nnunet.pretrained import origin
+from medseg.nnunet.resume import (
+    decide,
+    preprocessed_cases,
+    read_record,
+    require_final,
+    write_record,
+)
 from medseg.nnunet.trainer import make_trainer
 from medseg.nnunet.workers import forked_workers_end_with_us
 from medseg.project import Manifest, UserError, fingerprint, lock, progress, write_text
@@ -69,7 +76,7 @@ class TrainingResult:
 
 
 def train(config: TaskConfig) -> TrainingResult:
-    """Trains one fold with nnU-Net's own trainer.
+    """Trains one fold with nnU-Net's own trainer; with ``pretrained_weights`` it starts from these.
 
     Results lie where nnU-Net puts them (``checkpoint_final.pth``, ``checkpoint_best.pth``,
     ``progress.png``, the log), and ``nnUNetv2_predict`` works on them. Every epoch is reported to
@@ -78,7 +85,7 @@ def train(config: TaskConfig) -> TrainingResult:
 
     What happens to a fold that has been trained before, wholly or in part:
 
-    * Dataset, split or plans have changed: it starts anew.
+    * Dataset, split, plans or the model that it starts from have changed: it starts anew.
     * The training was interrupted: it goes on from its newest checkpoint. After SIGTERM that is
       the last finished epoch where the process has time to write it: in a local run, also in
       containers, it has. After SIGKILL or a crash, and on a cluster, whose pods have less than a
@@ -100,7 +107,8 @@ def train(config: TaskConfig) -> TrainingResult:
 
     Raises:
         UserError: The dataset is not preprocessed; there is no such fold or trainer; a setting is
-            wrong; with ``run_validation_only``, the fold has no final checkpoint.
+            wrong; with ``run_validation_only``, the fold has no final checkpoint; the model that it
+            starts from is missing, or does not fit the task.
     """
     with TrainingSession.open(config) as session:
         session.train()
@@ -293,6 +301,7 @@ class TrainingSession:
         with self._environment():
             self._trainer = make_trainer(config)
         record = {"data": fingerprint(identity), "settings": self._trainer.settings()}
+        record |= origin(config, read_record(config))
         self._inputs = fingerprint(record)
         self._stack.enter_context(self._recorded())
         if config.run_validation_only or self._record.is_done(self._inputs):
@@ -305,6 +314,9 @@ class TrainingSession:
             self._inputs = self._record.read().get("inputs", "")
             self._catch_up()
             return
+        if self._checkpoint is None:  # of an own model in the weights' place this is a new start
+            record |= origin(config, {})
+            self._inputs = fingerprint(record)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tracker = self._stack.enter_context(open_run(config, trains=True))
         self._record.forget()
@@ -396,12 +408,14 @@ class TrainingSession:
         how = "bfloat16" if trainer.bfloat16 else "float32"
         precision = "mixed precision" if trainer.device.type == "cuda" else how
         start = trainer.current_epoch
-        resumed = ""
+        begun = ""
         if self._checkpoint is not None and start == self._start:
-            resumed = f", resumed from {self._checkpoint.name}"
+            begun = f", resumed from {self._checkpoint.name}"
+        elif start == 0 and self._config.pretrained_weights:
+            begun = f", starting from {self._config.pretrained_weights}"
         progress(
             f"fold {trainer.fold}: epochs {start + 1} to {end} on {trainer.device.type} in "
-            f"{precision}{resumed}"
+            f"{precision}{begun}"
         )
 
     def _report(self, epoch: int) -> None:
@@ -432,7 +446,11 @@ class TrainingSession:
                 name: getattr(data, name)
                 for name in ("patch_size", "spacing", "batch_size", "normalization")
             },
-            "hash": {"dataset": data.dataset_hash, "plans": data.plans_hash},
+            "hash": {
+                "dataset": data.dataset_hash,
+                "plans": data.plans_hash,
+                **origin(self._config, read_record(self._config)),
+            },
             "device": str(trainer.device),
             "bfloat16": trainer.bfloat16,
             "version": {
