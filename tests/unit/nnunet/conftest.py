@@ -114,17 +114,18 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def own_root(preprocessed_root: Path, tmp_path: Path) -> Path:
     """A copy of the preprocessed data root, for a test that trains in it."""
-    return _copy(preprocessed_root, tmp_path / "root", "nnUNet_trained_models")
+    return copy_root(preprocessed_root, tmp_path / "root", "nnUNet_trained_models")
 
 
 @pytest.fixture
 def trained_volume(trained: Trained, volume: Volume) -> Volume:
     """A copy of the data root with the trained fold, on a volume that can be filled."""
-    _copy(trained.config.root.path, volume.folder)
+    copy_root(trained.config.root.path, volume.folder)
     return volume
 
 
-def _copy(source: Path, target: Path, *without: str) -> Path:
+def copy_root(source: Path, target: Path, *without: str) -> Path:
+    """Copies a data root, with an empty MLflow store."""
     shutil.copytree(
         source,
         target,
