@@ -230,7 +230,7 @@ def _plan(config: TaskConfig, dataset: dict[str, Any]) -> Path:
         settings["ignore"] = str(ignore)
     extracted = Manifest(folder, "fingerprint")
     # By name, not size: the user may edit plans, as nnU-Net's documentation describes.
-    planned = Manifest(folder, f"plan-{config.nnunet_plans_name}")
+    planned = _planning(config)
     if (
         planned.is_done(fingerprint(settings))
         and extracted.is_done(fingerprint(settings))
@@ -279,7 +279,8 @@ def _adopt(config: TaskConfig) -> Path:
     _remove_broken(plans_file)
     # by name, not size: the user may edit these plans, too
     if not (adopted.is_done(fingerprint(plans)) and plans_file.is_file()):
-        if plans_file.is_file() and not adopted.read() and read_json(plans_file) != plans:
+        planned = bool(_planning(config).read()) or read_json(plans_file, plans) != plans
+        if planned and not adopted.read():
             raise UserError(
                 f"nnunet_plans_name: {plans_file} are plans of the dataset's own, which those of "
                 f"{model.path} would replace: choose another name, or leave it out."
@@ -291,6 +292,10 @@ def _adopt(config: TaskConfig) -> Path:
     if read_json(folder / "dataset.json", {}) != description:
         write_json(folder / "dataset.json", description)
     return plans_file
+
+
+def _planning(config: TaskConfig) -> Manifest:
+    return Manifest(config.preprocessed_folder, f"plan-{config.nnunet_plans_name}")
 
 
 def _adoption(config: TaskConfig) -> Manifest:

@@ -25,7 +25,9 @@ from medseg.bundle import (
 from medseg.bundle.metadata import validation_dice
 from medseg.bundle.torchscript import compare, load_network, load_packaged
 from medseg.config import TaskConfig, load_config
+from medseg.nnunet import load_checkpoint
 from medseg.nnunet.preprocessing import example_patches
+from medseg.nnunet.pretrained import first_weights
 from medseg.project import DataRoot, UserError, write_json
 from tests.volumes import Volume, contents
 
@@ -351,3 +353,17 @@ def test_reader_needs_the_packaged_file_alone(
     run(sys.executable, "reader.py", "model.ts", str(image), str(tmp_path), cwd=tmp_path)
     found = labels_of(tmp_path / "hippocampus_001_seg.nii.gz")
     assert (found == expected).mean() > 0.999
+
+
+def test_a_training_may_start_from_any_file_of_the_model(copy: Path, configure: Configure) -> None:
+    trained = configure(copy)
+    checkpoint = trained.fold_folder() / "checkpoint_final.pth"
+    expected = load_checkpoint(checkpoint)["network_weights"]
+    lightning = copy / "bundle" / "models" / "fold_0" / "last.ckpt"
+    state = {f"network._orig_mod.{name}": value for name, value in expected.items()}
+    torch.save({"state_dict": state, "epoch": 1}, lightning)
+    own = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for path in (model_file(trained), lightning.with_name("model.pt"), lightning, checkpoint):
+        found = first_weights(configure(copy, pretrained_weights=str(path)), own)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected), path.name
