@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+from medseg.bundle.torchscript import load_packaged
 from medseg.config import Labels
 from medseg.evaluation import evaluate_folder
 from tests.hippocampus import CONFIG, copy_cases, write_project
@@ -51,8 +52,9 @@ def cases(project: Path) -> list[str]:
     return sorted(name.removesuffix(".nii.gz") for name in names)
 
 
-def fold_folder(project: Path) -> Path:
-    return next(project.glob("nnUNet/nnUNet_trained_models/*/*/fold_0"))
+def fold_folder(project: Path, plans: str = "nnUNetPlans") -> Path:
+    (folder,) = project.glob(f"nnUNet/nnUNet_trained_models/*/*__{plans}__*/fold_0")
+    return folder
 
 
 def test_nifti_to_dicom(project: Path) -> None:
@@ -222,6 +224,30 @@ def test_lifecycle_repeats_nothing_that_is_done(project: Path) -> None:
         assert times.items() <= modified(project, pattern).items(), pattern
     summary = json.loads((fold_folder(project) / "test/summary.json").read_text())
     assert len(summary["metric_per_case"]) == HELD_BACK
+
+
+def test_finetune(project: Path) -> None:
+    """From the promoted model on the same cases, which leaves what was trained before alone."""
+    models = project / "MONet_Bundle/Task04/MONetBundle/models"
+    arguments = {
+        "config_file_path": CONFIG,
+        "weights": "MONet_Bundle/Task04/MONetBundle/models/model.ts",
+        "epochs": 3,
+    }
+    before = contents(fold_folder(project))
+    kill_during("finetune", "progress 1", "finetune", project, **arguments)
+    output = run_pipeline("finetune", project, **arguments)
+    assert re.search(r"epochs \d to 3 on \w+ in [\w ]+, resumed from check", newest_log(project))
+    assert contents(fold_folder(project)) == before
+    folder = fold_folder(project, "PretrainedPlans")
+    assert len(json.loads((folder / "validation/summary.json").read_text())["metric_per_case"]) == 2
+    summary = json.loads((folder / "test/summary.json").read_text())
+    assert len(summary["metric_per_case"]) == HELD_BACK
+    metadata = load_packaged(models / "fold_0/model.ts").metadata
+    assert len(metadata["provenance"]["pretrained_weights"]) == 64
+    assert len(json.loads((models / "promotions.json").read_text())) == 2
+    report = Path(re.search(r"report: +(/.*report\.html)", output)[1])  # type: ignore[index]
+    assert "Started from" in report.read_text()
 
 
 @pytest.mark.slow

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from medseg.components import convert_pt_to_ts, test_model, train, validate
+from medseg.components import convert_pt_to_ts, finetune, test_model, train, validate
 from medseg.config import fold_stage
 from medseg.project import DataRoot
 from tests.unit.config.test_task import write
 
 
-@pytest.mark.parametrize("component", [train, validate, test_model, convert_pt_to_ts])
+@pytest.mark.parametrize("component", [train, finetune, validate, test_model, convert_pt_to_ts])
 def test_the_folds_number_and_the_default_are_one_fold(
     root: DataRoot, component: object, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from medseg.project import UserError
 from tests.hippocampus import LABELS, write_config
 from tests.volumes import contents
 
-from .conftest import Trained, copy_root, read_until, run_stage
+from .conftest import Trained, copy_root
 
 TIP = {"background": 0, "Tip": 1, "Anterior": 2}
 """Labels of which the model has one, at another place."""
@@ -156,7 +155,7 @@ def test_a_frozen_encoder_stays_and_the_rest_learns(root: Path) -> None:
     assert TrainedFold(config).settings["freeze_encoder"] is True
 
 
-# --- again, and after a kill ---
+# --- again ---
 
 
 def test_the_same_command_does_nothing_and_another_model_starts_anew(
@@ -190,30 +189,6 @@ def test_the_same_command_does_nothing_and_another_model_starts_anew(
     train(tuned(root, num_epochs=1, pretrained_weights="models/model.pt"))
     assert "the model that it starts from has changed" in capsys.readouterr().out
     assert len(list((config.results_folder / "superseded").iterdir())) == 2
-
-
-def test_a_killed_one_goes_on_from_its_own_checkpoint(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tuned(root, num_epochs=3, checkpoint_minutes=1e-6, initial_lr=0.01)
-    process = run_stage(config, "train")
-    read_until(process, "epoch 1:")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    saved = max(
-        int(load_checkpoint(path)["current_epoch"])
-        for path in config.fold_folder().glob("checkpoint_*.pth")
-    )
-    assert 1 <= saved < 3
-    train(config)
-    output = capsys.readouterr().out
-    assert f"epochs {saved + 1} to 3 on cpu" in output
-    assert "resumed from checkpoint_" in output
-    resumed = load_checkpoint(config.fold_folder() / "checkpoint_final.pth")["logging"]
-    shutil.rmtree(config.fold_folder())
-    train(config)
-    whole = load_checkpoint(config.fold_folder() / "checkpoint_final.pth")["logging"]
-    assert resumed["train_losses"] == pytest.approx(whole["train_losses"], abs=2e-3)
 
 
 # --- what is refused ---
