@@ -24,7 +24,7 @@ import yaml
 from medseg.bundle import convert_pt_to_ts, export_checkpoint, model_file, prepare_bundle
 from medseg.config import TaskConfig, load_config
 from medseg.evaluation import evaluate
-from medseg.nnunet import plan_and_preprocess, predict_validation, prepare_dataset, train
+from medseg.nnunet import plan_and_preprocess, predict_validation, train
 from tests.bench import project
 from tests.bench.nnunet_bench import make_root
 from tests.hippocampus import add_tiny_configuration
