@@ -28,7 +28,7 @@ from medseg.project.variables import SECRETS, SETTINGS_FILE
 from tests.conftest import PROJECT
 
 PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
-GPU = {"check", "train", "validate", "segment", "test-model", "promote", "inference"}
+GPU = {"check", "train", "finetune", "validate", "segment", "test-model", "promote", "inference"}
 """Stages that compute on a GPU, said once more here, so that no other comes to ask for one.
 
 Those that ``./build.sh new-component`` has made say it in their own test.
@@ -396,7 +396,7 @@ def test_every_component_is_a_stage_of_a_pipeline() -> None:
     assert stages == set(NEEDS)
 
 
-@pytest.mark.parametrize("name", ["lifecycle", "train"])
+@pytest.mark.parametrize("name", ["lifecycle", "train", "finetune"])
 def test_long_pipelines_end_in_notify(name: str) -> None:
     spec, _ = _read(compiled_folder() / f"{name}.yaml")
     task = spec.root.dag.tasks["notify"]
@@ -449,7 +449,7 @@ def test_long_pipelines_end_in_notify(name: str) -> None:
             "'gpu_typ' is no parameter of the platform (did you mean 'gpu_type'?)",
         ),
         ("fixed", ["config_file_path"], "these settings have no value for it, and what a pipeline"),
-        ("memory", "2Gi", "stages.plan_and_preprocess.memory_request (4Gi) is more than the limit"),
+        ("memory", "2Gi", ".memory_request (4Gi) is more than the limit"),
         ("stages", {"report": {"cpu_request": "3"}}, "stages.report.cpu_request (3) is more than"),
     ],
 )
