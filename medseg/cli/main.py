@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from medseg import __version__
-from medseg.cli import cluster, deploy
+from medseg.cli import cluster, convert, deploy
 from medseg.project import (
     UserError,
     explained_os_errors,
@@ -201,5 +201,5 @@ def compile_(
         click.echo(manifests)
 
 
-for _command in (*cluster.COMMANDS, *deploy.COMMANDS):
+for _command in (*cluster.COMMANDS, *deploy.COMMANDS, convert.convert):
     main.add_command(_command)

@@ -20,6 +20,9 @@ import numpy as np
 import torch
 
 from medseg.nnunet.checkpoints import safe_types
+from medseg.nnunet.console import quiet
+from medseg.nnunet.plans import settings_of
+from medseg.nnunet.trainer import find_trainer_class
 from medseg.project import UserError, read_json
 
 Kind = Literal["torchscript", "nnunet", "bundle", "lightning"]
@@ -59,6 +62,9 @@ class Model:
         plans: nnU-Net's plans.
         dataset: nnU-Net's ``dataset.json``.
         configuration: The configuration in the plans; empty where nothing says it.
+        trainer: Name of nnU-Net's trainer class; its default one where nothing says it.
+        mirror_axes: Spatial axes over which predictions may be averaged; None where nothing says.
+        epochs: Finished epochs of its training; None where the file does not say.
     """
 
     path: Path
@@ -66,6 +72,9 @@ class Model:
     plans: dict[str, Any]
     dataset: dict[str, Any]
     configuration: str
+    trainer: str = "nnUNetTrainer"
+    mirror_axes: tuple[int, ...] | None = None
+    epochs: int | None = None
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -114,19 +123,65 @@ def read_model(path: Path) -> Model:
     """
     file = read_weights(path)
     content = file.content
+    epochs = content.get("current_epoch")
     if file.kind == "torchscript":
+        header = content["nnunet_config_ckpt"]
         parts = [content["plans"], content["dataset_json"]]
-        configuration = content["nnunet_config_ckpt"].get("configuration", "")
     elif file.kind == "nnunet":
-        initial = content["init_args"]
+        header, initial = content, content["init_args"]
         parts = [initial.get("plans"), initial.get("dataset_json")]
-        configuration = initial.get("configuration", "")
     else:
-        *parts, configuration = _described_beside(path)
+        *parts, header = _described_beside(path)
+        epochs = _epochs(content, path)
     plans, dataset = (json.loads(json.dumps(part, default=_plain)) for part in parts)
     if not isinstance(plans, dict) or "configurations" not in plans or not dataset:
         raise UserError(f"{path} holds no plans of nnU-Net (version 2): name another model.")
-    return Model(path, file.weights, plans, dataset, str(configuration))
+    axes = header.get("inference_allowed_mirroring_axes")
+    return Model(
+        path,
+        file.weights,
+        plans,
+        dataset,
+        str(header.get("configuration") or header.get("init_args", {}).get("configuration", "")),
+        str(header.get("trainer_name") or Model.trainer),
+        None if axes is None else tuple(int(axis) for axis in axes),
+        epochs,
+    )
+
+
+def _epochs(content: Mapping[str, Any], path: Path) -> int | None:
+    """A Lightning file counts epochs from 0; a bundle's has them in its name."""
+    if "epoch" in content:
+        return int(content["epoch"]) + 1
+    named = re.fullmatch(r"checkpoint_epoch=(\d+)\.pt", path.name)
+    return int(named[1]) if named else None
+
+
+def network_of(model: Model) -> torch.nn.Module:
+    """The network that a model's plans describe, with the model's weights, on the CPU.
+
+    Raises:
+        UserError: The plans do not hold the configuration, or the weights are those of another
+            network.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    settings_of(model.plans, model.configuration)  # raises where they do not hold it
+    with quiet():
+        manager = PlansManager(model.plans)
+        configuration = manager.get_configuration(model.configuration)
+        network: torch.nn.Module = find_trainer_class(model.trainer).build_network_architecture(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            determine_num_input_channels(manager, configuration, model.dataset),
+            manager.get_label_manager(model.dataset).num_segmentation_heads,
+            enable_deep_supervision=False,
+        )
+    check_same_network(model.path, model.weights, network.state_dict())
+    network.load_state_dict(model.weights)
+    return network.eval()
 
 
 def _plain(value: Any) -> Any:
@@ -143,6 +198,44 @@ def plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     while names and (prefix := _common_wrapper(list(names.values()))):
         names = {name: short.removeprefix(prefix) for name, short in names.items()}
     return {names[name]: value for name, value in weights.items()}
+
+
+def check_same_network(
+    path: Path, given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuses weights that are not those of a network.
+
+    Args:
+        path: Where they come from.
+        given: The weights.
+        own: The network's, by the same names.
+
+    Raises:
+        UserError: Names or shapes differ; the message names some.
+    """
+
+    def shape(weights: Mapping[str, torch.Tensor], name: str) -> str:
+        return "×".join(map(str, weights[name].shape)) or "one value"
+
+    found = {
+        "it lacks": sorted(own.keys() - given.keys()),
+        "it has beside": sorted(given.keys() - own.keys()),
+        "of other shapes are": [
+            f"{name} ({shape(given, name)}, not {shape(own, name)})"
+            for name in sorted(own.keys() & given.keys())
+            if own[name].shape != given[name].shape
+        ],
+    }
+    differences = [
+        f"{what} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
+        for what, names in found.items()
+        if names
+    ]
+    if differences:
+        raise UserError(
+            f"{path} holds the weights of another network than its plans describe: "
+            f"{'; '.join(differences)}. Name a model whose plans.json belongs to it."
+        )
 
 
 def _common_wrapper(names: list[str]) -> str:
@@ -203,14 +296,14 @@ def _read_pickled(path: Path) -> Any:
         ) from None
 
 
-def _described_beside(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Plans, ``dataset.json`` and the configuration beside a checkpoint, or beside its fold."""
+def _described_beside(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Plans, ``dataset.json`` and nnU-Net's header beside a checkpoint, or beside its fold."""
     for folder in (path.parent, path.parent.parent):
         plans, dataset = folder / "plans.json", folder / "dataset.json"
         if plans.is_file() and dataset.is_file():
             header = folder / HEADER
-            initial = _read_pickled(header).get("init_args", {}) if header.is_file() else {}
-            return read_json(plans), read_json(dataset), initial.get("configuration", "")
+            described = _read_pickled(header) if header.is_file() else {}
+            return read_json(plans), read_json(dataset), described
     raise UserError(
         f"nothing says what network {path} is: put its plans.json and dataset.json into "
         f"{path.parent}, as nnU-Net and MONAI bundles have them beside their folds."

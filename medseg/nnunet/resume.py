@@ -45,7 +45,7 @@ def decide(config: TaskConfig, record: dict[str, Any], trainer: ExtendedTraining
         return Resumption(False, None)
     reason = _why_anew(config, record, checkpoint, trainer)
     if reason:
-        kept = _supersede(folder)
+        kept = supersede(folder)
         progress(f"fold {fold} starts anew: {reason}; the old one is kept in {kept}")
         return Resumption(False, None)
     if checkpoint.name == FINAL and _epochs(checkpoint) >= trainer.num_epochs:
@@ -165,7 +165,12 @@ def _why_anew(
     return ""
 
 
-def _supersede(folder: Path) -> Path:
+def supersede(folder: Path) -> Path:
+    """Moves a fold's folder aside, to ``superseded/`` beside the folds.
+
+    Returns:
+        Where it is now.
+    """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     target = folder.parent / SUPERSEDED / f"{folder.name}-{stamp}"
     target.parent.mkdir(exist_ok=True)
