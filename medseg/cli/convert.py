@@ -26,7 +26,9 @@ import click
 )
 @click.option("--fold", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--configuration", default="", help="Where SOURCE does not say it.")
-def convert(source: Path, layout: Literal["bundle", "nnunet"], output: Path, fold: int, configuration: str) -> None:
+def convert(
+    source: Path, layout: Literal["bundle", "nnunet"], output: Path, fold: int, configuration: str
+) -> None:
     """Convert SOURCE: a Lightning .ckpt, a bundle's .pt, nnU-Net's .pth or a model.ts."""
     from medseg.bundle.converting import convert_model
 

@@ -11,11 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from lightning_utilities.core.imports import RequirementCache
+
+# Lightning's metrics import torchvision where it is installed, also one for another build of torch
+_available = RequirementCache.__bool__
+RequirementCache.__bool__ = lambda self: self.requirement != "torchvision" and _available(self)
+
+import lightning  # noqa: E402
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans  # noqa: E402
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: E402
 
 
 class Wrapper(torch.nn.Module):

@@ -97,8 +97,14 @@ def test_later_stages_go_on_as_after_train(files: Path, project: TaskConfig) -> 
 
 
 def test_a_training_goes_on(files: Path, project: TaskConfig) -> None:
+    """After the pipeline, started with the arguments of MAIA's users."""
     place(files, project)
-    convert_ckpt_to_pt(project)
+    arguments = project.root.path / "arguments.yaml"
+    arguments.write_text("config_file_path: config.yaml\n")
+    root = str(project.root.path)
+    command = ["run", "convert_ckpt_to_pt", "--data-root", root, "-f", str(arguments)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
     with contextlib.redirect_stdout(io.StringIO()):
         result = train(project.model_copy(update={"num_epochs": 3}))
     assert result.epochs == 3
