@@ -5,7 +5,7 @@ from kfp.dsl import Markdown, Metrics, Model, Output
 from medseg.kubeflow import stage_component
 
 
-@stage_component(gpu=True, shared_memory=True)
+@stage_component(gpu=True, shared_memory=True, secrets=("mlflow", "mlflow_artifacts"))
 def promote(
     config_file_path: str,
     metrics: Output[Metrics],

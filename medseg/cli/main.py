@@ -97,7 +97,12 @@ def run(
 
 @main.command()
 @click.argument("input", type=click.Path(path_type=Path))
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="The model.ts.")
+@click.option(
+    "--model",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The model.ts, or models:/NAME@champion.",
+)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="File or folder."
 )
@@ -119,10 +124,11 @@ def segment(
 ) -> None:
     """Segment INPUT: a NIfTI file, a folder of them, or a DICOM series."""
     from medseg.bundle import segment as segment_images
+    from medseg.tracking import fetch_model, is_registered
 
     with unquoted_errors():
         paths = segment_images(
-            model,
+            fetch_model(str(model)) if is_registered(model) else model,
             input,
             output,
             output_format=output_format or "",

@@ -15,7 +15,7 @@ from typing import Any
 from medseg.bundle import model_file, present_model
 from medseg.bundle.paths import promotions_file
 from medseg.config import FROM_A_MODEL, TaskConfig
-from medseg.dataset import case_hashes, files_of
+from medseg.dataset import case_hashes, channel_names, files_of
 from medseg.evaluation.held_back import measure_model
 from medseg.evaluation.summary import case_of, of_cases
 from medseg.nnunet import Summary, TrainedFold
@@ -30,6 +30,7 @@ from medseg.project import (
     result,
     write_json,
 )
+from medseg.tracking import register
 
 _NOT_TRAINED = {
     *("data_dir", "output_data_dir", "nnunet_root_dir", "bundle_config"),
@@ -89,7 +90,8 @@ def promote(config: TaskConfig) -> dict[str, Any]:
     without test cases no present model is replaced.
 
     The judgement is written before the model is copied: a stage that is killed in between copies
-    it when it runs again.
+    it when it runs again. A promoted model becomes ``models:/<experiment_name>@champion`` in
+    MLflow's registry (:func:`~medseg.tracking.register`).
 
     Args:
         config: The task's config.
@@ -118,8 +120,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
     last = history[-1] if history else {}
     if basis.items() <= last.items() and last["candidate"]["sha256"] == digest:
         progress(f"judged before: {last['reason']}")
-        if present.is_file():
-            result("promoted model", present)
+        _publish(config, history)
         return last
     # Kept until all is done: after a kill the candidate may already be the present model.
     pending, inputs = Manifest(present.parent, "judgement"), fingerprint(basis, [candidate])
@@ -141,9 +142,43 @@ def promote(config: TaskConfig) -> dict[str, Any]:
     write_json(promotions_file(config), [*history, judgement])
     pending.forget()
     progress(judgement["reason"])
-    if present.is_file():
-        result("promoted model", present)
+    _publish(config, [*history, judgement])
     return judgement
+
+
+def _publish(config: TaskConfig, history: list[dict[str, Any]]) -> None:
+    """Names the present model, and sees to it that it is the registry's champion.
+
+    Args:
+        config: The task's config.
+        history: Every judgement, the present model's among them.
+    """
+    present = present_model(config)
+    digest = _present_hash(present)
+    if not digest:
+        return
+    result("promoted model", present)
+    promoted = [
+        each for each in history if each["promoted"] and each["candidate"]["sha256"] == digest
+    ]
+    if not promoted:  # put there by hand
+        return
+    judgement = promoted[-1]
+    dice = judgement["candidate"].get("Dice")
+    known = {
+        "task": config.experiment_name,
+        "configuration": config.configuration,
+        "labels": ", ".join(config.label_set.per_class),
+        "channels": ", ".join(channel_names(config)),
+        "dataset_hash": fingerprint(judgement["cases"]),
+        "test_set_hash": judgement["test_set"],
+        "config_hash": judgement["config"],
+        "training_cases": len(judgement["cases"]),
+        "promoted": judgement["date"],
+        "reason": judgement["reason"],
+        **({} if dice is None else {"test_Dice": f"{dice:.4f}"}),
+    }
+    register(config, present, {f"medseg.{key}": str(value) for key, value in known.items()})
 
 
 def read_promotions(config: TaskConfig) -> list[dict[str, Any]]:

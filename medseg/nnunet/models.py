@@ -22,7 +22,7 @@ import torch
 from medseg.nnunet.checkpoints import safe_types
 from medseg.nnunet.console import quiet
 from medseg.nnunet.plans import settings_of
-from medseg.nnunet.trainer import find_trainer_class
+from medseg.nnunet.trainer_classes import find_trainer_class
 from medseg.project import UserError, read_json
 
 Kind = Literal["torchscript", "nnunet", "bundle", "lightning"]

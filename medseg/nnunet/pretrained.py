@@ -12,7 +12,7 @@ import torch
 from medseg.config import Labels, Structure, TaskConfig
 from medseg.config.labels import BACKGROUND
 from medseg.dataset import channel_names as channels_of_task
-from medseg.nnunet.models import Model, read_model
+from medseg.nnunet.models import Model, check_same_network, read_model
 from medseg.nnunet.plans import channel_names
 from medseg.project import UserError, file_hash, progress, read_json
 
@@ -134,7 +134,7 @@ def first_weights(config: TaskConfig, own: Weights) -> dict[str, torch.Tensor]:
     if theirs != ours:
         for name in [name for name in weights.keys() & own.keys() if HEADS in name]:
             weights[name] = _with_heads(own[name], weights[name], _names(ours), _names(theirs))
-    _check_same_network(model.path, weights, own)
+    check_same_network(model.path, weights, own)
     return weights
 
 
@@ -214,28 +214,3 @@ def _with_heads(
         if name in theirs:
             mixed[place] = given[theirs.index(name)]
     return mixed
-
-
-def _check_same_network(path: Path, given: Weights, own: Weights) -> None:
-    def shape(weights: Weights, name: str) -> str:
-        return "×".join(map(str, weights[name].shape)) or "one value"
-
-    found = {
-        "it lacks": sorted(own.keys() - given.keys()),
-        "it has beside": sorted(given.keys() - own.keys()),
-        "of other shapes are": [
-            f"{name} ({shape(given, name)}, not {shape(own, name)})"
-            for name in sorted(own.keys() & given.keys())
-            if own[name].shape != given[name].shape
-        ],
-    }
-    differences = [
-        f"{what} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
-        for what, names in found.items()
-        if names
-    ]
-    if differences:
-        raise UserError(
-            f"{path} holds the weights of another network than its plans describe: "
-            f"{'; '.join(differences)}. Name a model whose plans.json belongs to it."
-        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +20,7 @@ from medseg.nnunet.devices import choose_bfloat16, choose_device, use_bfloat16
 from medseg.nnunet.keeping import StateKeeper
 from medseg.nnunet.plans import read_plans
 from medseg.nnunet.pretrained import Weights, first_weights, freeze_encoder
+from medseg.nnunet.trainer_classes import find_trainer_class
 from medseg.project import UserError, atomic_file, hint
 
 CONFIG_FIELDS = {
@@ -311,37 +310,6 @@ def make_trainer(config: TaskConfig) -> ExtendedTraining:
             setattr(trainer, attribute, getattr(config, field))
     _set_extras(trainer, config.train_extra_configs)
     return trainer
-
-
-def find_trainer_class(name: str) -> Any:
-    """nnU-Net's trainer class of that name, from its own tree of trainers.
-
-    Other than nnU-Net's ``recursive_find_python_class`` it passes over modules that cannot be
-    imported: one of them needs torchvision, which not every build of torch has a match for.
-
-    Raises:
-        UserError: nnU-Net has none; the message names the nearest.
-    """
-    import nnunetv2.training.nnUNetTrainer as package  # noqa: N813
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    if name == nnUNetTrainer.__name__:
-        return nnUNetTrainer
-    prefix = f"{package.__name__}."
-    for module in pkgutil.walk_packages(package.__path__, prefix, onerror=lambda _name: None):
-        with suppress(Exception):
-            importlib.import_module(module.name)  # noqa: TID251 - of nnU-Net
-    found = {nnUNetTrainer.__name__: nnUNetTrainer}
-    classes = [nnUNetTrainer]
-    while classes:
-        below = [each for each in classes.pop().__subclasses__() if each.__module__ != __name__]
-        classes += below
-        found.update((each.__name__, each) for each in below)
-    if name in found:
-        return found[name]
-    raise UserError(
-        f"trainer_class_name: nnU-Net has no trainer {name!r}{hint(name, sorted(found))}."
-    )
 
 
 def _set_extras(trainer: ExtendedTraining, extras: dict[str, Any]) -> None:

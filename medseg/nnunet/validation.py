@@ -26,7 +26,7 @@ from medseg.nnunet.prediction import CasePredictor
 from medseg.nnunet.preprocessing import preprocessed, split_of
 from medseg.nnunet.resume import require_final
 from medseg.nnunet.summary_file import SUMMARY
-from medseg.nnunet.trainer import find_trainer_class
+from medseg.nnunet.trainer_classes import find_trainer_class
 from medseg.project import Failures, Manifest, fingerprint, progress, remove_others
 
 

@@ -1,3 +1,7 @@
+from .addresses import is_registered as is_registered
+from .registry import Registration as Registration
+from .registry import fetch_model as fetch_model
+from .registry import register as register
 from .runs import Tracker as Tracker
 from .runs import is_behind as is_behind
 from .runs import metric_name as metric_name

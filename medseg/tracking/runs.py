@@ -119,7 +119,7 @@ class Tracker:
             if not self._warned:
                 self._warned = True
                 uri = tracking_uri(self._config)
-                reason = str(certificate_error(error, uri) or _brief(error)).removesuffix(".")
+                reason = str(certificate_error(error, uri) or brief(error)).removesuffix(".")
                 progress(
                     f"MLflow at {masked(uri)} cannot be reached ({reason}); going on, values are "
                     "sent when it is back"
@@ -296,7 +296,7 @@ def _secrets() -> AbstractContextManager[None]:
     return library_secrets("mlflow", "mlflow_artifacts")
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """What it says first, and how that ends: there stands the reason, after paths and URLs."""
     lines = masked(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:100]} … {lines[0][-200:]}"

@@ -133,7 +133,8 @@ def trainer_of(config: TaskConfig, side: str) -> Iterator[Any]:
     ours = side == "ours"
     workers = {"nnUNet_n_proc_DA": str(augmentation_processes(config))} if ours else {}
     with environment(config, **workers):
-        from medseg.nnunet.trainer import find_trainer_class, make_trainer
+        from medseg.nnunet.trainer import make_trainer
+        from medseg.nnunet.trainer_classes import find_trainer_class
 
         trainer = make_trainer(config)
         if not ours:

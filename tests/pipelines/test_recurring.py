@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from medseg.tracking import fetch_model
 from tests.hippocampus import CONFIG, copy_cases, write_project
 from tests.pipelines.harness import kill_during, modified, partial_files, run_pipeline
 
@@ -74,7 +75,7 @@ def converted(root: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in (root / "NIFTI/Task04").glob("*/*.nii.gz")}
 
 
-def test_the_first_run_trains_and_promotes(project: Path) -> None:
+def test_the_first_run_trains_and_promotes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """... though it is killed while it decides, and while it promotes."""
     models = project / MODELS
     # the decision writes nothing: its work is to read the cases
@@ -103,9 +104,10 @@ def test_the_first_run_trains_and_promotes(project: Path) -> None:
     assert first["promoted"]
     assert first["reason"] == "there was no model before"
     assert len(first["cases"]) == 5
-    assert (project / MODELS / "model.ts").read_bytes() == (
-        project / MODELS / "fold_0/model.ts"
-    ).read_bytes()
+    model = (project / MODELS / "model.ts").read_bytes()
+    assert model == (project / MODELS / "fold_0/model.ts").read_bytes()
+    monkeypatch.setenv("MEDSEG_DATA_ROOT", str(project))
+    assert fetch_model("models:/Task04@champion").read_bytes() == model
 
 
 def test_too_few_new_cases_train_nothing(project: Path) -> None:

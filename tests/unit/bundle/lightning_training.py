@@ -1,7 +1,7 @@
 """Trains a network with Lightning, as MAIA does it; run as a program, as Lightning takes long.
 
-Arguments: the plans, ``dataset.json``, the configuration, the folder of the checkpoints, and how
-the network is wrapped: ``plain``, ``compiled`` or ``ddp``.
+Arguments: the plans, ``dataset.json``, the configuration, and a folder; the checkpoints of a
+network that is wrapped as ``plain``, ``compiled`` or ``ddp`` lie in its folder of that name.
 """
 
 from __future__ import annotations
@@ -89,5 +89,6 @@ def main(plans: Path, dataset: Path, configuration: str, folder: Path, wrapped: 
 
 
 if __name__ == "__main__":
-    plans_file, dataset_file, name, target, how = sys.argv[1:]
-    main(Path(plans_file), Path(dataset_file), name, Path(target), how)
+    plans_file, dataset_file, name, target = sys.argv[1:]
+    for how in ("plain", "compiled", "ddp"):
+        main(Path(plans_file), Path(dataset_file), name, Path(target) / how, how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -30,24 +31,27 @@ WRITER = Path(__file__).with_name("lightning_training.py")
 Configure = Callable[..., TaskConfig]
 
 
-def train_by_lightning(config: TaskConfig, folder: Path, wrapped: str) -> None:
-    plans = config.preprocessed_folder / "nnUNetPlans.json"
+@pytest.fixture(scope="module")
+def trainings(trained: TaskConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What Lightning has left of trainings of the network in several wrappers."""
+    folder = tmp_path_factory.mktemp("lightning")
+    plans = trained.preprocessed_folder / "nnUNetPlans.json"
     command = [sys.executable, str(WRITER), str(plans), str(plans.with_name("dataset.json"))]
     done = subprocess.run(
-        [*command, config.configuration, str(folder), wrapped], capture_output=True, text=True
+        [*command, trained.configuration, str(folder)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    for training in folder.iterdir():
+        assert {path.name for path in training.iterdir()} == {
+            "epoch=0-Val_Dice=1.00.ckpt", "epoch=1.ckpt", "last.ckpt",
+        }  # fmt: skip
+    return folder
 
 
 @pytest.fixture(scope="module")
-def files(trained: TaskConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a compiled network's training has left, and a second one into the same folder."""
-    folder = tmp_path_factory.mktemp("lightning")
-    train_by_lightning(trained, folder, "compiled")
-    assert {path.name for path in folder.iterdir()} == {
-        "epoch=0-Val_Dice=1.00.ckpt", "epoch=1.ckpt", "last.ckpt",
-    }  # fmt: skip
-    return folder
+def files(trainings: Path) -> Path:
+    """Of a compiled network, which is what MAIA trains."""
+    return trainings / "compiled"
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def test_later_stages_go_on_as_after_train(files: Path, project: TaskConfig) -> 
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
     predict_validation(project)
-    assert (project.fold_folder() / "validation" / "summary.json").is_file()
+    assert list((project.fold_folder() / "validation").glob("*.nii.gz"))
     convert_pt_to_ts(project)
     network = load_network(folder / "model.pt")
     assert read_model(model_file(project)).weights.keys() == network.state_dict().keys()
@@ -99,10 +103,10 @@ def test_later_stages_go_on_as_after_train(files: Path, project: TaskConfig) -> 
 def test_a_training_goes_on(files: Path, project: TaskConfig) -> None:
     """After the pipeline, started with the arguments of MAIA's users."""
     place(files, project)
-    arguments = project.root.path / "arguments.yaml"
-    arguments.write_text("config_file_path: config.yaml\n")
+    arguments = project.root.path / "arguments.json"
+    arguments.write_text(json.dumps({"config_file_path": "config.yaml"}))
     root = str(project.root.path)
-    command = ["run", "convert_ckpt_to_pt", "--data-root", root, "-f", str(arguments)]
+    command = ["run", "convert_ckpt_to_pt", "--data-root", root, "--args", str(arguments)]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     with contextlib.redirect_stdout(io.StringIO()):
@@ -124,9 +128,8 @@ def test_a_fold_trained_before_is_kept(files: Path, project: TaskConfig) -> None
 
 
 @pytest.mark.parametrize("wrapped", ["plain", "ddp"])
-def test_wrapped_networks(wrapped: str, trained: TaskConfig, project: TaskConfig) -> None:
-    folder = project.bundle_folder / "models" / "fold_0"
-    train_by_lightning(trained, folder, wrapped)
+def test_wrapped_networks(wrapped: str, trainings: Path, project: TaskConfig) -> None:
+    place(trainings / wrapped, project)
     assert convert_ckpt_to_pt(project).epochs == 2
 
 
@@ -180,7 +183,7 @@ def test_bad_files(files: Path, project: TaskConfig) -> None:
     torch.save({"network_weights": state}, path)
     with pytest.raises(UserError, match=r"is no checkpoint of Lightning"):
         convert_ckpt_to_pt(project)
-    assert not project.fold_folder().exists()
+    assert not list(project.fold_folder().glob("*.pth"))
 
 
 def test_convert_between_all_layouts(

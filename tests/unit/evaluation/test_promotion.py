@@ -85,6 +85,18 @@ def config(root: DataRoot, prepared: Path) -> TaskConfig:
     return load_config("config.yaml", root)
 
 
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The tags of what was registered, in place of MLflow, which takes seconds each time."""
+    calls: list[dict[str, str]] = []
+
+    def register(_config: TaskConfig, model: Path, tags: dict[str, str]) -> None:
+        calls.append({"content": model.read_text(), **tags})
+
+    monkeypatch.setattr(promotion, "register", register)
+    return calls
+
+
 @pytest.fixture
 def package(config: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> Package:
     """Packages a model that misses so many planes of each cube, and fails on some cases."""
@@ -114,7 +126,9 @@ def package(config: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> Package:
     return write
 
 
-def test_the_first_model_is_promoted(config: TaskConfig, package: Package) -> None:
+def test_the_first_model_is_promoted(
+    config: TaskConfig, package: Package, registered: list[dict[str, str]]
+) -> None:
     model = package(misses=1)
     judgement = promote(config)
     assert judgement["promoted"]
@@ -124,11 +138,20 @@ def test_the_first_model_is_promoted(config: TaskConfig, package: Package) -> No
     assert set(judgement["cases"]) == set("abcde")
     assert present_model(config).read_bytes() == model
     assert read_promotions(config) == [judgement]
+    (tags,) = registered
+    assert tags["content"].encode() == model
+    assert tags["medseg.test_Dice"] == f"{6 / 7:.4f}"
+    assert tags["medseg.training_cases"] == "5"
+    assert tags["medseg.labels"] == "Cube"
 
 
 @pytest.mark.parametrize(("misses", "promoted"), [(0, True), (1, True), (2, False)])
 def test_better_equal_worse(
-    config: TaskConfig, package: Package, misses: int, promoted: bool
+    config: TaskConfig,
+    package: Package,
+    registered: list[dict[str, str]],
+    misses: int,
+    promoted: bool,
 ) -> None:
     first = package(misses=1)
     promote(config)
@@ -144,6 +167,8 @@ def test_better_equal_worse(
     assert promotion_measures(judgement) == {"promoted": promoted, **dice}
     assert promote(config) == judgement, "judged before"
     assert len(read_promotions(config)) == 2
+    present = (second if promoted else first).decode()
+    assert [tags["content"] for tags in registered] == [first.decode(), present, present]
 
 
 def test_without_test_cases_the_first_model_stays(
