@@ -5,6 +5,7 @@ Every function returns what it found, or the reason why there is nothing, in wor
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -103,9 +104,12 @@ def training_facts(config: TaskConfig) -> tuple[History | None, str]:
     """
     fold = TrainedFold(config)
     try:
-        return fold.history, fold.newest.name
+        history = fold.history
     except UserError as error:
         return None, str(error)
+    if not any(map(math.isfinite, history.ended)):
+        return None, f"{fold.newest.name} comes from another program, which keeps them elsewhere."
+    return history, fold.newest.name
 
 
 def file_hashes(config: TaskConfig) -> list[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -282,7 +283,8 @@ def _training_settings(
         frozen = ", encoder frozen" if settings.get("freeze_encoder") else ""
         rows["Started from"] = f"{config.pretrained_weights}{frozen}"
     if history:
-        seconds = [history.seconds(epoch) for epoch in range(len(history))]
+        each = map(history.seconds, range(len(history)))
+        seconds = [value for value in each if math.isfinite(value)]
         rows["Time"] = f"{duration(sum(seconds))}, {duration(float(np.median(seconds)))} an epoch"
     return rows
 

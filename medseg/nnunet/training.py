@@ -473,4 +473,5 @@ class TrainingSession:
 
 def _log(history: History, tracker: Tracker, start: int = 0) -> None:
     for epoch in range(start, len(history)):
-        tracker.metrics(history.values(epoch), step=epoch, timestamp=history.ended[epoch])
+        if math.isfinite(history.ended[epoch]):  # not where another program trained
+            tracker.metrics(history.values(epoch), step=epoch, timestamp=history.ended[epoch])
