@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 
 from medseg import __version__
 from medseg.config import TaskConfig
-from medseg.dataset import files_of
 from medseg.evaluation.facts import (
     CaseFacts,
     dataset_facts,
@@ -26,44 +24,24 @@ from medseg.evaluation.facts import (
 )
 from medseg.evaluation.figures import dataset_figure, metric_figure, training_figure
 from medseg.evaluation.overlays import overlay_figure
+from medseg.evaluation.parts import METRICS, Part, case_files
+from medseg.evaluation.runs import earlier_runs, write_cases
 from medseg.evaluation.summary import case_of
-from medseg.imaging import ENDING
-from medseg.nnunet import SUMMARY, History, Summary, TrainedFold, read_summary
+from medseg.evaluation.viewer import build_viewer
+from medseg.nnunet import SUMMARY, History, TrainedFold, read_summary
 from medseg.project import UserError, duration, progress, write_text
 from medseg.project.files import remove_stale
-
-METRICS = {"Dice": "", "IoU": "", "ASD": "mm", "HD95": "mm"}
-"""What is shown, with units. Dice decides which case is best and which is worst."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """The results on one set of cases.
-
-    Attributes:
-        name: ``validation`` or ``test``.
-        summary: Its summary; empty where there is none.
-        missing: Why there is none.
-        means: Rows of the table of means: structure, number of cases, then for each metric mean,
-            standard deviation, median and number of cases where it is undefined (or None).
-        cases: Rows of the table of cases: case, structure, then the value of each metric.
-        overlays: Best, median and worst case.
-    """
-
-    name: str
-    summary: Summary
-    missing: str = ""
-    means: list[dict[str, Any]] = field(default_factory=list)
-    cases: list[dict[str, Any]] = field(default_factory=list)
-    overlays: list[Any] = field(default_factory=list)
 
 
 def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> Path:
     """Writes the report of the config's fold: what went in, how it was trained, what came out.
 
-    Dataset, training curves, distributions of every metric, overlays of the best, median and worst
-    case, and versions and SHA-256 hashes. What a stage has not produced yet is left out, with the
-    reason in its place. No scripts, nothing from elsewhere; cases go by their identifiers.
+    Dataset, training curves, distributions of every metric, a table of all cases that sorts and
+    filters, a viewer of their slices, overlays of the best, median and worst case, earlier runs to
+    compare with, and versions and SHA-256 hashes. What a stage has not produced yet is left out,
+    with the reason in its place. Nothing comes from elsewhere, and no script runs but those of the
+    file; cases go by their identifiers. The values of all cases are also written to ``cases.json``
+    beside ``output``, from where the reports of later runs read them.
 
     Args:
         config: The task's config.
@@ -92,6 +70,8 @@ def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> 
         for metric, unit in METRICS.items()
         if (figure := metric_figure(metric, unit, _points(measured, metric)))
     ]
+    runs = earlier_runs(config, output)
+    viewer = build_viewer(config, parts, runs) if measured else None
     template = files("medseg.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -121,12 +101,16 @@ def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> 
         training_settings=_training_settings(config, history, settings),
         parts=parts,
         metric_figures=figures,
+        viewer=viewer,
+        runs=runs,
+        allowed_scripts=viewer.policy if viewer else "'none'",
         hashes=file_hashes(config),
         versions=versions(),
     )
     for run in (config.root.path / "reports").glob("*"):
         remove_stale(run / output.name)  # each run has a folder of its own, a killed one too
     write_text(output, html)
+    write_cases(config, parts, output)
     progress(f"report of fold {config.fold}: {len(html) / 1e6:.1f} MB")
     return output
 
@@ -155,7 +139,8 @@ def _part(config: TaskConfig, name: str, path: Path) -> Part:
         for structure in structures.values()
         if (own := [row for row in rows if row["structure"] == structure])
     ]
-    return Part(name, summary, "", means, rows, _overlays(config, name, path.parent, rows))
+    overlays = _overlays(config, name, path.parent, rows)
+    return Part(name, summary, "", means, rows, overlays, path.parent)
 
 
 def _statistics(values: Sequence[float | None]) -> dict[str, Any] | None:
@@ -185,12 +170,7 @@ def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, 
     channel = (config.modality_list or list(config.channels))[0]
     overlays: list[Any] = []
     for case, title in chosen.items():
-        if name == "test":
-            files = files_of(config, case)
-            image, reference = files.images[0], files.label
-        else:
-            image = config.raw_folder / "imagesTr" / f"{case}_0000{ENDING}"
-            reference = config.preprocessed_folder / "gt_segmentations" / f"{case}{ENDING}"
+        own = case_files(config, name, folder, case)
         progress(f"{name}: overlay of {case}")
         caption = f"{title}: {case}, Dice {np.mean(dice[case]):.3f}"
         if len(dice[case]) > 1:
@@ -198,7 +178,7 @@ def _overlays(config: TaskConfig, name: str, folder: Path, rows: list[dict[str, 
         try:
             overlays.append(
                 overlay_figure(
-                    image, reference, folder / f"{case}{ENDING}", config.label_set,
+                    own.image, own.reference, own.prediction, config.label_set,
                     channel=channel, case=case, caption=caption,
                 )
             )  # fmt: skip
