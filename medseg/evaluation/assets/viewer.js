@@ -150,7 +150,7 @@
     const slices = data.slices[key(shown.part, shown.case)];
     shown.slice = Math.max(0, Math.min(slices.count - 1, slice));
     slider.value = shown.slice;
-    byId("slice-place").textContent = `slice ${slices.numbers[shown.slice]} of ${slices.of}`;
+    byId("slice-place").textContent = `${slices.numbers[shown.slice]} of ${slices.of}`;
     draw();
   }
 
