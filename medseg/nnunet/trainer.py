@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -242,8 +243,13 @@ class ExtendedTraining:
         super().on_epoch_start()  # type: ignore[misc]
 
     def on_epoch_end(self) -> None:
-        """Keeps the state of the finished epoch, reports it, and pauses where it is time."""
+        """Keeps the state of the finished epoch, reports it, and pauses where it is time.
+
+        Raises:
+            UserError: The loss is not a number: of such a state nothing is kept.
+        """
         epoch = self.current_epoch
+        self._require_a_loss()
         super().on_epoch_end()  # type: ignore[misc]
         self._to_keep = self._saved_epoch != epoch
         if self._to_keep:
@@ -254,6 +260,19 @@ class ExtendedTraining:
         self.after_epoch(epoch)
         if pauses and self.current_epoch < self.num_epochs:
             raise _Pause
+
+    def _require_a_loss(self) -> None:
+        log = self.logger.get_checkpoint()
+        loss = log["train_losses"][-1]
+        if math.isfinite(loss):
+            return
+        kept = f"the state after epoch {self.current_epoch} is kept" if self.current_epoch else ""
+        raise UserError(
+            f"fold {self.fold}: the loss of epoch {self.current_epoch + 1} is not a number"
+            f"{'; ' * bool(kept)}{kept}. Lower initial_lr (it is {self.initial_lr:g}), set "  # type: ignore[attr-defined]
+            "precision: float32, or look for cases of extreme intensities in the report's dataset; "
+            "then run train again."
+        )
 
     def save_checkpoint(self, filename: str) -> None:
         """Saves a checkpoint, all of it or nothing."""

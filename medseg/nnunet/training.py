@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -34,6 +35,9 @@ from medseg.nnunet.workers import forked_workers_end_with_us
 from medseg.project import Manifest, UserError, fingerprint, lock, progress, write_text
 from medseg.project.files import remove_stale
 from medseg.tracking import Tracker, is_behind, masked, metric_name, open_run
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.I)
+"""What torch says where it raises a plain RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,8 @@ class TrainingSession:
 
         Raises:
             ValueError: ``epochs`` is less than 1.
+            UserError: The loss is no longer a number, or memory does not suffice; the state after
+                the last finished epoch is kept.
         """
         self._check_open()
         if epochs is not None and epochs < 1:
@@ -208,7 +214,7 @@ class TrainingSession:
         end = trainer.current_epoch + (left if epochs is None else min(epochs, left))
         self._announce(end)
         try:
-            with self._working():
+            with self._working(), self._explained():
                 trainer.train_until(end)
             self.finished = trainer.current_epoch >= trainer.num_epochs
             self._save()
@@ -400,6 +406,26 @@ class TrainingSession:
             redirect_stdout(log),
         ):
             yield
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says what to lower where memory does not suffice."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not isinstance(
+                error, torch.OutOfMemoryError | MemoryError
+            ) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            plan, base = self._data, self._config.configuration
+            patch = " × ".join(map(str, plan.patch_size))
+            where = "the GPU's memory" if self._trainer.device.type == "cuda" else "memory"
+            raise UserError(
+                f"fold {self._config.fold}: {where} does not suffice for a batch of "
+                f"{plan.batch_size} patches of {patch} voxels: give the stage more, or add to the "
+                f"plans a configuration that inherits from {base}, with a smaller batch_size (at "
+                "least 2) or patch_size, and name it in configuration; then run train again."
+            ) from None
 
     # --- what is told of it ---
 

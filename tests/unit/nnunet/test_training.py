@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from medseg.config import TaskConfig, load_config
 from medseg.evaluation import evaluate, evaluate_folder
-from medseg.nnunet import load_checkpoint, predict_validation, train
+from medseg.nnunet import TrainingSession, load_checkpoint, predict_validation, train
 from medseg.project import Manifest, UserError
 from medseg.project.variables import RUN_ID, TASK_RUN, TRACKING_URI
 from tests.hippocampus import write_config
@@ -331,6 +332,40 @@ def test_bad_settings(trained: Trained, fields: dict[str, Any], message: str) ->
     assert Manifest(trained.config.fold_folder(), "train").read()["result"] == asdict(
         trained.result
     )
+
+
+def test_a_loss_that_is_no_number_stops_it(own_root: Path) -> None:
+    short = write_config(own_root, configuration="tiny", num_epochs=4)
+    with TrainingSession.open(short) as session:
+        session.train(epochs=2)
+    latest = short.fold_folder() / "checkpoint_latest.pth"
+    good = latest.read_bytes()
+    wild = write_config(own_root, configuration="tiny", num_epochs=4, initial_lr=1e30)
+    with pytest.raises(
+        UserError, match=r"loss of epoch 3 is not a number; the state after epoch 2"
+    ):
+        train(wild)
+    assert latest.read_bytes() == good
+    assert not (short.fold_folder() / "checkpoint_final.pth").exists()
+    assert train(short).epochs == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_memory_that_does_not_suffice(
+    own_root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def step(_trainer: Any, _batch: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(nnUNetTrainer, "train_step", step)
+    with pytest.raises(UserError, match=r"a batch of \d+ patches of \d+ × \d+ × \d+ voxels: give"):
+        train(write_config(own_root, configuration="tiny", num_epochs=1))
 
 
 def test_run_validation_only_trains_nothing(trained: Trained) -> None:
