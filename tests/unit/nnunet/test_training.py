@@ -22,7 +22,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from medseg.config import TaskConfig, load_config
 from medseg.evaluation import evaluate, evaluate_folder
-from medseg.nnunet import TrainingSession, load_checkpoint, predict_validation, train
+from medseg.nnunet import (
+    TrainedFold,
+    TrainingSession,
+    load_checkpoint,
+    predict_validation,
+    train,
+)
 from medseg.project import Manifest, UserError
 from medseg.project.variables import RUN_ID, TASK_RUN, TRACKING_URI
 from tests.hippocampus import write_config
@@ -338,14 +344,16 @@ def test_a_loss_that_is_no_number_stops_it(own_root: Path) -> None:
     short = write_config(own_root, configuration="tiny", num_epochs=4)
     with TrainingSession.open(short) as session:
         session.train(epochs=2)
-    latest = short.fold_folder() / "checkpoint_latest.pth"
-    good = latest.read_bytes()
+    newest = TrainedFold(short).newest
+    good = newest.read_bytes()
+    assert load_checkpoint(newest)["current_epoch"] == 2
     wild = write_config(own_root, configuration="tiny", num_epochs=4, initial_lr=1e30)
     with pytest.raises(
         UserError, match=r"loss of epoch 3 is not a number; the state after epoch 2"
     ):
         train(wild)
-    assert latest.read_bytes() == good
+    assert TrainedFold(short).newest == newest
+    assert newest.read_bytes() == good
     assert not (short.fold_folder() / "checkpoint_final.pth").exists()
     assert train(short).epochs == 4
 
