@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
+import json
 import shutil
 import statistics
 import tempfile
@@ -27,7 +29,6 @@ from medseg.evaluation import evaluate
 from medseg.nnunet import plan_and_preprocess, predict_validation, train
 from tests.bench import project
 from tests.bench.nnunet_bench import make_root
-from tests.hippocampus import add_tiny_configuration
 
 SCRATCH, TUNED = 30, 10
 """Epochs of the two sides."""
@@ -51,8 +52,18 @@ def planned(folder: Path, dataset: Path, **fields: Any) -> TaskConfig:
     """A task with a small network, which learns in seconds what the whole one takes minutes for."""
     config = make_root(folder, dataset, len(list((dataset / "imagesTr").iterdir())), **fields)
     plan_and_preprocess(config)
-    add_tiny_configuration(config, batch_size=2)
-    return changed(config, configuration="tiny")
+    path = config.preprocessed_folder / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    architecture = copy.deepcopy(plans["configurations"][config.configuration]["architecture"])
+    arguments = architecture["arch_kwargs"]
+    arguments["features_per_stage"] = [each // 4 for each in arguments["features_per_stage"]]
+    plans["configurations"]["small"] = {
+        "inherits_from": config.configuration,
+        "architecture": architecture,
+        "batch_size": 2,
+    }
+    path.write_text(json.dumps(plans))
+    return changed(config, configuration="small")
 
 
 def changed(config: TaskConfig, **fields: Any) -> TaskConfig:
