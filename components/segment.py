@@ -14,6 +14,8 @@ def segment(
     output_format: str = "",
     test_time_augmentation: bool = True,
     tracking_uri: str = "",
+    precision: str = "auto",
+    probabilities: bool = False,
 ) -> None:
     """Segments images with a packaged model.
 
@@ -26,6 +28,8 @@ def segment(
         output_format: nifti or dicom; default: that of the input.
         test_time_augmentation: Average over mirrored copies of the image, as nnU-Net does.
         tracking_uri: MLflow, for a model of its registry; default: the data root's own store.
+        precision: float32, bfloat16, or auto: the fastest that gives the same result.
+        probabilities: Write the probability of each label too (CASE_prob_VALUE.nii.gz).
     """
     from medseg.bundle import segment as segment_images
     from medseg.project import result, stage
@@ -39,6 +43,8 @@ def segment(
             root.resolve(output, field="output"),
             output_format=output_format,
             test_time_augmentation=test_time_augmentation,
+            precision=precision,
+            probabilities=probabilities,
         )
         segmentations.uri = root.address(output)
         segmentations.metadata["files"] = len(paths)

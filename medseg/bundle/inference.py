@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from medseg.bundle.formats import SUFFIXES, Format
+from medseg.bundle.probabilities import probability_files, write_probabilities
 from medseg.bundle.torchscript import PackagedModel, load_packaged
 from medseg.dicom import (
     FolderSource,
     image_series,
     is_dicom_file,
     read_image,
-    write_segmentation,
 )
-from medseg.imaging import ENDINGS, Volume, is_nifti, stem, write_nifti
+from medseg.imaging import ENDINGS, Volume, is_nifti, stem, to_zyx, write_nifti
 from medseg.nnunet.devices import choose_device, choose_precision
 from medseg.nnunet.prediction import CasePredictor, Predictor
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress
@@ -52,6 +52,7 @@ def segment(
     test_time_augmentation: bool = True,
     device: str = "auto",
     precision: str = "auto",
+    probabilities: bool = False,
 ) -> list[Path]:
     """Segments images with a packaged model, with nnU-Net's preprocessing and its inverse.
 
@@ -69,11 +70,15 @@ def segment(
         test_time_augmentation: Average over mirrored copies, as nnU-Net does by default.
         device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
         precision: ``float32``, ``bfloat16`` (on a CPU only where it has units for it), or
-            ``auto``: what nnU-Net predicts in (float32 on a CPU, float16 autocast on a GPU).
+            ``auto``: float16 autocast on a GPU, as nnU-Net has it; on a CPU bfloat16 where it has
+            units for it and the model records that its results are those of float32, else float32.
+        probabilities: Write the probability of each label too, as ``CASE_prob_VALUE.nii.gz``
+            beside the result, on the grid of the image (see
+            :func:`medseg.bundle.probabilities.write_probabilities`).
 
     Returns:
-        The files that were written, in the order of the cases. NIfTI label maps lie on the grid
-        of their image.
+        The segmentations, in the order of the cases. NIfTI label maps lie on the grid of their
+        image.
 
     Raises:
         UserError: The model, the input or a setting is unusable; the message says what to do.
@@ -84,16 +89,21 @@ def segment(
     targets = _targets(cases, output, output_format)
     packaged = load_packaged(model)
     predictor = build_predictor(packaged, test_time_augmentation, device, precision)
+    if probabilities:
+        _check_names(targets, predictor)
 
     if len(cases) == 1 and targets[0] == output:
         started = time.monotonic()
-        _segment_case(cases[0], output, packaged, predictor)
+        _segment_case(cases[0], output, packaged, predictor, probabilities)
         progress(f"{cases[0].name} segmented in {time.monotonic() - started:.1f} s", 1, 1)
         return targets
     settings = [fingerprint({}, [model]), test_time_augmentation, device, precision]
+    settings += ["probabilities"] * probabilities
     segment_each(
         {
-            case.name: partial(_segment_once, case, target, packaged, predictor, settings)
+            case.name: partial(
+                _segment_once, case, target, packaged, predictor, settings, probabilities
+            )
             for case, target in zip(cases, targets, strict=True)
         }
     )
@@ -241,6 +251,7 @@ def build_predictor(
 ) -> Predictor:
     """A predictor for a packaged model; arguments and errors as those of :func:`segment`."""
     kind = choose_device(device).type
+    chosen = choose_precision(precision, kind, partial(_bfloat16_dice, packaged))
     axes = packaged.checkpoint.get("inference_allowed_mirroring_axes") or ()
     return CasePredictor(
         [packaged.network],
@@ -249,8 +260,18 @@ def build_predictor(
         configuration=packaged.checkpoint["configuration"],
         mirror_axes=axes if test_time_augmentation else (),
         device=kind,
-        precision=choose_precision(precision, kind),
+        precision=chosen,
     )
+
+
+def _bfloat16_dice(packaged: PackagedModel) -> float | None:
+    dice = packaged.bfloat16_dice
+    if dice is None:
+        progress(
+            "the model does not record whether bfloat16 gives its results, so it computes in "
+            "float32: package it anew (convert_pt_to_ts) to have it faster on this CPU"
+        )
+    return dice
 
 
 def _segment_once(
@@ -259,26 +280,53 @@ def _segment_once(
     packaged: PackagedModel,
     predictor: Predictor,
     settings: Sequence[object],
+    probabilities: bool,
 ) -> bool:
     """Segments a case; false where the same model has made its result of the same images."""
     inputs = fingerprint({"settings": settings, "target": target.name}, _files(case))
     manifest = Manifest(target.parent, f"segment-{case.name}")
     if manifest.is_done(inputs):
         return False
-    _segment_case(case, target, packaged, predictor)
-    manifest.record(inputs, [target])
+    before = {target.parent / name for name in manifest.read().get("outputs", {})}
+    written = _segment_case(case, target, packaged, predictor, probabilities)
+    for path in before.difference(written):  # of other settings, or another model
+        path.unlink(missing_ok=True)
+    manifest.record(inputs, written)
     return True
 
 
-def _segment_case(case: Case, target: Path, packaged: PackagedModel, predictor: Predictor) -> None:
+def _segment_case(
+    case: Case, target: Path, packaged: PackagedModel, predictor: Predictor, probabilities: bool
+) -> list[Path]:
     volumes = [read_image(path) for path in case.images]
     _check_channels(case, volumes, predictor.channels)
-    mask = predictor.segment_volumes(volumes)
+    written = [target]
+    if probabilities:
+        files = probability_files(target, predictor)
+        blocks = predictor.probabilities(to_zyx(volumes), volumes[0].spacing[::-1])
+        mask = write_probabilities(blocks, files, volumes[0])
+        written += files
+    else:
+        mask = predictor.segment_volumes(volumes)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix.lower() == SUFFIXES["dicom"]:
+        from medseg.dicom import write_segmentation  # highdicom takes a second
+
         write_segmentation(mask, volumes[0], target, packaged.segments)
     else:
         write_nifti(mask, volumes[0].affine, target)
+    return written
+
+
+def _check_names(targets: Sequence[Path], predictor: Predictor) -> None:
+    """Refuses cases whose segmentations have the names of other cases' probabilities."""
+    for target in targets:
+        taken = set(probability_files(target, predictor)).intersection(targets)
+        if taken:
+            raise UserError(
+                f"{min(taken)} would be the segmentation of one case and a probability of "
+                f"{target.name}: rename one of the cases, or leave out the probabilities."
+            )
 
 
 def _check_channels(case: Case, volumes: Sequence[Volume], needed: int) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from medseg.bundle.layout import write_metadata
-from medseg.bundle.metadata import build_metadata
 from medseg.bundle.monai_config import inference_json
 from medseg.bundle.paths import checkpoint_file, descriptions, model_file
 from medseg.config import Label, Labels, TaskConfig
 from medseg.nnunet import channel_names
+from medseg.nnunet.precision import bfloat16_dice
 from medseg.nnunet.preprocessing import example_patches
 from medseg.project import (
     Manifest,
@@ -30,6 +29,10 @@ from medseg.project import (
 TOLERANCE = 1e-3
 """Largest difference of logits, as a fraction of their range, between traced and original network;
 float16 keeps three digits."""
+
+BFLOAT16_DICE = "bfloat16_dice"
+"""Field of the metadata: Dice between results in float32 and in bfloat16 (see
+:func:`medseg.nnunet.precision.bfloat16_dice`)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class PackagedModel:
     def channels(self) -> list[str]:
         """The names of the input channels, in their order."""
         return channel_names(self.dataset)
+
+    @property
+    def bfloat16_dice(self) -> float | None:
+        """Dice between its results in float32 and in bfloat16; None where nobody measured it."""
+        dice = self.metadata.get(BFLOAT16_DICE)
+        return float(dice) if isinstance(dice, int | float) else None
 
     @property
     def segments(self) -> dict[str, Label]:
@@ -101,13 +110,18 @@ def convert_pt_to_ts(config: TaskConfig) -> dict[str, Any]:
         UserError: The bundle has no checkpoint of the fold, no preprocessed case is there to
             compare on, or the traced network differs from the original.
     """
+    # Not at the top: what makes metadata takes half a second, which inference need not wait for.
+    from medseg.bundle.layout import write_metadata
+    from medseg.bundle.metadata import build_metadata
+
     fold, source, target = config.fold, checkpoint_file(config), model_file(config)
     described = descriptions(config)
     for path in (source, *described):
         if not path.is_file():
             raise UserError(f"{path} does not exist: train fold {fold} first.")
     metadata = build_metadata(config)
-    inputs = fingerprint({"metadata": metadata, "fold": fold}, [source, *described])
+    facts = {"metadata": metadata, "fold": fold, "records": BFLOAT16_DICE}
+    inputs = fingerprint(facts, [source, *described])
     manifest = Manifest(target.parent, "convert_pt_to_ts")
     before = manifest.result(inputs)
     if before is not None:
@@ -120,6 +134,8 @@ def convert_pt_to_ts(config: TaskConfig) -> dict[str, Any]:
     configuration = checkpoint["init_args"]["configuration"]
     patches = example_patches(config.preprocessed_folder, plans, configuration)
     channels = metadata["network_data_format"]["inputs"]["image"]["num_channels"]
+    labels = Labels.of(dataset["labels"], dataset.get("regions_class_order"))
+    metadata[BFLOAT16_DICE] = round(bfloat16_dice(network, patches, regions=labels.has_regions), 6)
     extra = {
         "metadata.json": json.dumps(metadata),
         "inference.json": json.dumps(

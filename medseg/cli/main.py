@@ -114,6 +114,17 @@ def run(
 )
 @click.option("--no-tta", is_flag=True, help="No mirrored copies: faster, a little less accurate.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    help="Arithmetic; auto: the fastest that gives the same result.",
+)
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    help="Write CASE_prob_VALUE.nii.gz too: the probability of each label.",
+)
 def segment(
     input: Path,  # noqa: A002 - the argument's name in the help
     model: Path,
@@ -121,6 +132,8 @@ def segment(
     output_format: str | None,
     no_tta: bool,
     device: str,
+    precision: str,
+    probabilities: bool,
 ) -> None:
     """Segment INPUT: a NIfTI file, a folder of them, or a DICOM series."""
     from medseg.bundle import segment as segment_images
@@ -134,6 +147,8 @@ def segment(
             output_format=output_format or "",
             test_time_augmentation=not no_tta,
             device=device,
+            precision=precision,
+            probabilities=probabilities,
         )
     for path in paths:
         click.echo(path)

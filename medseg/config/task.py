@@ -129,7 +129,9 @@ class TaskConfig(_Strict):
         10, gt=0, description="minutes of training that may be lost when its pod ends"
     )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="arithmetic on a CPU; auto: bfloat16 where it has units for it"
+        "auto",
+        description="arithmetic on a CPU; auto: bfloat16 where it has units for it (and, to "
+        "predict, where results are those of float32)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train and predict")
     num_processes: int | None = Field(

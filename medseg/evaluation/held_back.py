@@ -84,7 +84,7 @@ def measure_model(config: TaskConfig, model: Path, folder: Path) -> tuple[Summar
     remove_others(images, [name for names in placed.values() for name in names])
     remove_others(folder, [SUMMARY, *(f"{case}{ENDING}" for case in placed)])
     try:
-        segment(model, images, folder, device=config.device)
+        segment(model, images, folder, device=config.device, precision=config.precision)
     except CasesFailedError as error:
         for case in error.reasons:
             (folder / f"{case}{ENDING}").unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from .names import ENDINGS as ENDINGS
 from .names import is_nifti as is_nifti
 from .names import stem as stem
 from .nifti import as_labels as as_labels
+from .nifti import nifti_stream as nifti_stream
 from .nifti import read_label_map as read_label_map
 from .nifti import read_nifti as read_nifti
 from .nifti import write_nifti as write_nifti

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
@@ -185,31 +185,82 @@ def write_nifti(array: NDArray[Any], affine: NDArray[np.float64], path: str | Pa
     """
     path = Path(path)
     array = _storable(array, path.name)
-    image = nibabel.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.set_qform(affine, code=1)  # code 1: scanner coordinates
-    image.set_sform(affine, code=1)
-    image.header["magic"] = b"n+1"
-    image.header["vox_offset"] = 352  # the header, and four bytes that say: no extensions
-    with atomic_file(path) as temporary, _named(temporary):
-        if path.suffix.lower() == ".gz":
-            threads = min(4, os.cpu_count() or 1)
-            stream = igzip_threaded.open(temporary, "wb", compresslevel=LEVEL, threads=threads)
-        else:
-            stream = temporary.open("wb")
-        with stream:
-            stream.write(image.header.binaryblock + bytes(4))
-            stream.write(array.tobytes(order="F"))
+    with nifti_stream(path, array.shape, array.dtype, affine) as write:
+        write(array)
     return path
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Says which file could not be written, which an open one does not."""
+def nifti_stream(
+    path: Path,
+    shape: Sequence[int],
+    dtype: np.dtype[Any] | type[np.generic],
+    affine: NDArray[np.float64],
+    *,
+    slope: float | None = None,
+    threads: int = 4,
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Writes a volume some slices at a time, all of it or nothing; equal input gives equal bytes.
+
+    Args:
+        path: The target, ``.nii.gz`` or ``.nii``.
+        shape: Voxels along i, j, k.
+        dtype: A type that NIfTI knows.
+        affine: 4x4, from voxel index to millimetres in RAS; its axes perpendicular.
+        slope: What stored values are multiplied with when they are read; None for nothing.
+        threads: That compress, at most; the CPUs at hand, at most.
+
+    Yields:
+        Writes the next slices ``[i, j, some of k]``, which have that type.
+
+    Raises:
+        ValueError: There were fewer slices than the shape says, or more.
+    """
+    stored = np.broadcast_to(np.zeros((), dtype), tuple(shape))
+    image = nibabel.Nifti1Image(stored, affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_qform(affine, code=1)  # code 1: scanner coordinates
+    image.set_sform(affine, code=1)
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
+    image.header["magic"] = b"n+1"
+    image.header["vox_offset"] = 352  # the header, and four bytes that say: no extensions
+    left = stored.nbytes
+    with atomic_file(path) as temporary:
+        if path.suffix.lower() == ".gz":
+            threads = min(threads, os.cpu_count() or 1)
+            stream = igzip_threaded.open(temporary, "wb", compresslevel=LEVEL, threads=threads)
+        else:
+            stream = temporary.open("wb")
+        with _closed(stream):
+            stream.write(image.header.binaryblock + bytes(4))
+
+            def write(slices: NDArray[Any]) -> None:
+                nonlocal left
+                left -= slices.nbytes
+                stream.write(slices.tobytes(order="F"))
+
+            yield write
+        if left:
+            raise ValueError(f"{path.name}: {left} bytes of voxels are missing")
+
+
+@contextmanager
+def _closed(stream: Any) -> Iterator[None]:
+    """Closes a stream, also one that fails.
+
+    igzip raises one and the same error again and again, and Python makes it the context of itself,
+    which an :class:`contextlib.ExitStack` around it would follow for ever.
+    """
     try:
         yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        stream.close()
+    except BaseException as error:
+        with suppress(OSError):
+            stream.close()
+        if error.__context__ is error:
+            error.__context__ = None
+        raise
 
 
 def _storable(array: NDArray[Any], name: str) -> NDArray[Any]:

@@ -21,6 +21,10 @@ BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """CPU flags of units that multiply bfloat16: two of x86, one of ARM."""
 
 
+SAME = 0.999
+"""Dice with float32 from which on bfloat16 counts as giving the same result."""
+
+
 def choose_device(wanted: str) -> torch.device:
     """The device to compute on.
 
@@ -44,7 +48,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_bfloat16(precision: str, device: str, flags: Iterable[str] | None = None) -> bool:
-    """Whether to train, and to validate, in bfloat16 on the CPU.
+    """Whether to train in bfloat16 on the CPU.
 
     On a GPU never: nnU-Net has its own mixed precision there.
 
@@ -62,13 +66,21 @@ def choose_bfloat16(precision: str, device: str, flags: Iterable[str] | None = N
     return not BFLOAT16_FLAGS.isdisjoint(cpu_flags() if flags is None else flags)
 
 
-def choose_precision(precision: str, device: str, flags: Iterable[str] | None = None) -> str:
-    """The arithmetic that a packaged model computes in.
+def choose_precision(
+    precision: str,
+    device: str,
+    dice: Callable[[], float | None],
+    flags: Iterable[str] | None = None,
+) -> str:
+    """The arithmetic that a trained network predicts in, wherever it does.
 
     Args:
-        precision: ``float32``, ``bfloat16``, or ``auto``: what nnU-Net predicts in, float32 on a
-            CPU and float16 autocast on a GPU.
+        precision: ``float32``, ``bfloat16``, or ``auto``: on a GPU float16 autocast, as nnU-Net
+            has it; on a CPU bfloat16 where it has units for it and the results are the same,
+            else float32.
         device: The device's type, ``cpu`` or ``cuda``.
+        dice: Gives the Dice between the network's results in float32 and in bfloat16, or None
+            where nobody has measured it; called only where it decides.
         flags: The CPU's flags; by default those of this machine.
 
     Returns:
@@ -79,11 +91,13 @@ def choose_precision(precision: str, device: str, flags: Iterable[str] | None = 
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise UserError(f"precision: {precision!r} is unknown: use auto, float32 or bfloat16.")
-    if precision == "auto":
-        return "float16" if device == "cuda" else "float32"
-    if device == "cpu" and not choose_bfloat16(precision, device, flags):
+    if device == "cuda":
+        return "float16" if precision == "auto" else precision
+    if not choose_bfloat16(precision, device, flags):
         return "float32"
-    return precision
+    if precision == "auto" and (dice() or 0.0) < SAME:
+        return "float32"
+    return "bfloat16"
 
 
 def cpu_flags() -> set[str]:

@@ -6,16 +6,21 @@ a block of slices of the image is made at a time, so that memory is that of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-BLOCK = 1 << 20
-"""Voxels of a block, about: of one head, a few MB, which stay in the CPU's cache."""
+T = TypeVar("T")
+
+BLOCK = 1 << 21
+"""About how many values a block has, heads counted: a few MB, which stay in the CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class _Crop:
         """The resampled heads of some slices, which are numbered within the crop."""
         size = [place.stop - place.start for place in self.box]
         if list(self.logits.shape[1:]) == size:
-            yield from self.logits[:, start:stop]
+            yield from self.logits[:, start:stop].float()
             return
         below, above, weight = _between(self.logits.shape[1], size[0], start, stop)
         for head in self.logits:
@@ -72,7 +77,7 @@ class _Crop:
                 slices = torch.nn.functional.interpolate(
                     slices[None], size[1:], mode="bilinear", align_corners=False
                 )[0]
-            yield slices.half()
+            yield slices.half().float()
 
 
 def _between(
@@ -125,8 +130,12 @@ class Exporter:
         crop = self._crop(logits, properties)
         whole = np.zeros(crop.shape, dtype=self._dtype)
         inside = whole[crop.box]
-        for start, stop in _blocks(inside.shape):
+
+        def decide(start: int, stop: int) -> None:
             inside[start:stop] = self._decide(crop.heads(start, stop), 0.0)
+
+        for _ in _in_order(decide, _blocks(inside.shape, 4)):  # heads come one after the other
+            pass
         return whole
 
     def blocks(self, logits: torch.Tensor, properties: Mapping[str, Any]) -> Iterator[Block]:
@@ -136,23 +145,25 @@ class Exporter:
             logits: ``(heads, *shape)`` on the network's grid.
             properties: nnU-Net's record of the preprocessing.
 
-        Yields:
+        Returns:
             Blocks of the same slices for all logits of as many heads and images of one shape.
         """
         crop = self._crop(logits, properties)
+        return _in_order(partial(self._block, crop), _blocks(crop.shape, len(logits)))
+
+    def _block(self, crop: _Crop, start: int, stop: int) -> Block:
         z, *plane = crop.box
-        for start, stop in _blocks(crop.shape):
-            labels = np.zeros((stop - start, *crop.shape[1:]), self._dtype)
-            probabilities = np.zeros((len(logits), *labels.shape), np.float32)
-            if not self._labels.has_regions:
-                probabilities[0] = 1
-            first, last = max(start, z.start), min(stop, z.stop)
-            if first < last:
-                place = (slice(first - start, last - start), *plane)
-                heads = torch.stack(list(crop.heads(first - z.start, last - z.start)))
-                labels[place] = self._decide(heads, 0.0)
-                probabilities[(slice(None), *place)] = self._labels.apply_inference_nonlin(heads)
-            yield Block(slice(start, stop), probabilities, labels)
+        labels = np.zeros((stop - start, *crop.shape[1:]), self._dtype)
+        probabilities = np.zeros((len(crop.logits), *labels.shape), np.float32)
+        if not self._labels.has_regions:
+            probabilities[0] = 1
+        first, last = max(start, z.start), min(stop, z.stop)
+        if first < last:
+            place = (slice(first - start, last - start), *plane)
+            heads = torch.stack(list(crop.heads(first - z.start, last - z.start)))
+            labels[place] = self._decide(heads, 0.0)
+            probabilities[(slice(None), *place)] = self._labels.apply_inference_nonlin(heads)
+        return Block(slice(start, stop), probabilities, labels)
 
     def average(self, blocks: Iterable[Iterator[Block]]) -> Iterator[Block]:
         """The mean of several networks' probabilities, as of nnU-Net's ``ensemble``.
@@ -206,26 +217,48 @@ class Exporter:
             heads: ``(slices, y, x)`` each.
             threshold: Above it lies a voxel in a region.
         """
-        values = zip(self.values, heads, strict=True)
+        values = zip(self.values, (head.numpy() for head in heads), strict=True)
         value, best = next(values)
-        if not self._labels.has_regions:
-            labels = torch.zeros(best.shape, dtype=torch.int16)
-            for value, head in values:
-                better = head > best
-                labels[better] = value
-                best = torch.where(better, head, best)
-        else:  # regions overlap: later ones overwrite earlier ones
-            labels = (best > threshold).to(torch.int16) * value
+        labels = np.zeros(best.shape, self._dtype)
+        if self._labels.has_regions:  # they overlap: later ones overwrite earlier ones
+            labels[best > threshold] = value
             for value, head in values:
                 labels[head > threshold] = value
-        decided: NDArray[Any] = labels.numpy().astype(self._dtype)
-        return decided
+            return labels
+        best = best.copy()
+        for value, head in values:  # values ascend; masked writing would take ten times as long
+            np.maximum(labels, (head > best) * labels.dtype.type(value), out=labels)
+            np.maximum(best, head, out=best)
+        return labels
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    step = max(1, BLOCK // (shape[1] * shape[2]))
+def _blocks(shape: tuple[int, ...], values: int) -> Iterator[tuple[int, int]]:
+    """First slice and end of blocks in which a voxel has so many values."""
+    step = max(1, BLOCK // (values * shape[1] * shape[2]))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
+
+
+def _in_order(work: Callable[[int, int], T], places: Iterable[tuple[int, int]]) -> Iterator[T]:
+    """What ``work`` makes of each block, in order; a few blocks are in the making at a time.
+
+    A thread for each CPU, in which torch computes with one: torch's own threads meet after each
+    small operation, and wait for each other without giving way where other processes compute.
+    """
+    cpus = torch.get_num_threads()
+    with ThreadPoolExecutor(cpus, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for place in places:
+                waiting.append(pool.submit(work, *place))
+                if len(waiting) > cpus:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(cpus)  # the last word counts for threads to come
 
 
 def _nearest_axis(options: Mapping[str, Any], old: list[float], new: list[float]) -> int | None:

@@ -146,8 +146,12 @@ class CasePredictor(Predictor):
         self._labels = self._plans.get_label_manager(self._dataset_json)
         self._exporter = Exporter(self._plans, self._configuration, self._settings, self._labels)
         self._networks = [network.to(device).eval() for network in networks]
-        self._mirror_axes = tuple(mirror_axes)
+        axes = [axis + 2 for axis in mirror_axes]
+        counts = range(len(axes) + 1)
+        self._mirrorings = [c for count in counts for c in itertools.combinations(axes, count)]
         self._device = torch.device(device)
+        # Mirrored copies in one pass keep a GPU busy; a CPU is with one, and takes longer for all.
+        self._at_once = 1 if self._device.type == "cpu" else len(self._mirrorings)
         self._precision = getattr(torch, precision)
 
     @property
@@ -270,22 +274,28 @@ class CasePredictor(Predictor):
         return total / len(self._networks) if others else total
 
     def _predict(self, network: torch.nn.Module, tile: torch.Tensor) -> torch.Tensor:
-        axes = [axis + 2 for axis in self._mirror_axes]
-        mirrorings = [
-            flipped
-            for count in range(len(axes) + 1)
-            for flipped in itertools.combinations(axes, count)
-        ]
+        while True:
+            try:
+                return self._mean_of_mirrorings(network, tile)
+            except torch.OutOfMemoryError:
+                if self._at_once == 1:
+                    raise
+                self._at_once //= 2
+            torch.cuda.empty_cache()
+
+    def _mean_of_mirrorings(self, network: torch.nn.Module, tile: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor | None = None
-        for flipped in mirrorings:
-            mirrored = torch.flip(tile, flipped) if flipped else tile
-            logits = network(mirrored)
-            if logits.dtype == torch.bfloat16:  # too coarse to add up in
-                logits = logits.float()
-            logits = torch.flip(logits, flipped) if flipped else logits
-            total = logits if total is None else total + logits
+        for first in range(0, len(self._mirrorings), self._at_once):
+            mirrorings = self._mirrorings[first : first + self._at_once]
+            copies = [torch.flip(tile, flipped) if flipped else tile for flipped in mirrorings]
+            output = network(torch.cat(copies))
+            if output.dtype == torch.bfloat16:  # too coarse to add up in
+                output = output.float()
+            for logits, flipped in zip(output.split(1), mirrorings, strict=True):
+                logits = torch.flip(logits, flipped) if flipped else logits
+                total = logits if total is None else total + logits
         assert total is not None  # the first mirroring is none
-        return total / len(mirrorings)
+        return total / len(self._mirrorings)
 
     def labels(self, logits: torch.Tensor, properties: Mapping[str, Any]) -> NDArray[Any]:
         """Brings logits back to the grid of the image and decides for labels.

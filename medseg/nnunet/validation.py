@@ -14,7 +14,6 @@ from medseg.imaging import ENDING, from_zyx, read_nifti, write_nifti
 from medseg.nnunet.checkpoints import load_checkpoint
 from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import (
-    choose_bfloat16,
     choose_device,
     choose_precision,
     threads,
@@ -22,8 +21,9 @@ from medseg.nnunet.devices import (
 )
 from medseg.nnunet.paths import environment
 from medseg.nnunet.plans import read_plans
+from medseg.nnunet.precision import bfloat16_dice
 from medseg.nnunet.prediction import CasePredictor
-from medseg.nnunet.preprocessing import preprocessed, split_of
+from medseg.nnunet.preprocessing import example_patches, preprocessed, split_of
 from medseg.nnunet.resume import require_final
 from medseg.nnunet.summary_file import SUMMARY
 from medseg.nnunet.trainer_classes import find_trainer_class
@@ -127,9 +127,18 @@ def _predictor(config: TaskConfig, checkpoint: Path) -> tuple[CasePredictor, Pat
             enable_deep_supervision=False,
         )
     network.load_state_dict(content["network_weights"])
+    network.eval()
     device = choose_device(config.device).type
-    if choose_bfloat16(config.precision, device):
-        use_bfloat16(network)  # as in training
+
+    def dice() -> float:
+        patches = example_patches(config.preprocessed_folder, plans, config.configuration)
+        regions = manager.get_label_manager(dataset).has_regions
+        return bfloat16_dice(network, patches, regions=regions)
+
+    precision = choose_precision(config.precision, device, dice)
+    if (device, precision) == ("cpu", "bfloat16"):
+        use_bfloat16(network)  # the same arithmetic, in the order of memory that training has
+        precision = "float32"
     predictor = CasePredictor(
         [network],
         plans,
@@ -137,6 +146,6 @@ def _predictor(config: TaskConfig, checkpoint: Path) -> tuple[CasePredictor, Pat
         configuration=config.configuration,
         mirror_axes=content["inference_allowed_mirroring_axes"] or (),
         device=device,
-        precision=choose_precision("auto", device),
+        precision=precision,
     )
     return predictor, config.preprocessed_folder / configuration.data_identifier

@@ -8,7 +8,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-KNOWN = ("demo", "overhead", "conversion", "nnunet", "finetune", "report", "segment", "containers")
+KNOWN = (
+    "demo", "overhead", "conversion", "nnunet", "finetune", "report",
+    "segment", "folds", "export", "containers",
+)  # fmt: skip
 """In this order: the demo leaves the model that others measure."""
 
 

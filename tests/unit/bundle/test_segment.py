@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ import torch
 from click.testing import CliRunner
 
 from medseg.bundle import model_file, segment
-from medseg.bundle.inference import find_cases
-from medseg.bundle.torchscript import load_packaged
+from medseg.bundle.inference import build_predictor, find_cases
+from medseg.bundle.torchscript import BFLOAT16_DICE, load_packaged
 from medseg.cli import main
 from medseg.config import TaskConfig
 from medseg.dicom import nifti_to_dicom, read_image
 from medseg.imaging import write_nifti
-from medseg.nnunet import environment
+from medseg.nnunet import devices, environment
 from medseg.nnunet.prediction import CasePredictor
 from medseg.project import CasesFailedError, UserError
 from tests.volumes import Volume, contents, says_that_the_disk_is_full
@@ -127,7 +128,9 @@ def test_dicom_gives_the_same_voxels_as_nifti(trained: TaskConfig, tmp_path: Pat
     write_nifti(volume.array, volume.affine, tmp_path / "same.nii.gz")
 
     options = {"test_time_augmentation": False}
-    found = segment(model_file(trained), series.parent, tmp_path / "out", **options)
+    found = segment(
+        model_file(trained), series.parent, tmp_path / "out", probabilities=True, **options
+    )
     assert found == [tmp_path / "out" / "patient.dcm"]
     mask = segment(model_file(trained), tmp_path / "same.nii.gz", tmp_path / "m.nii.gz", **options)
     assert labels_of(mask[0]).any()
@@ -138,6 +141,10 @@ def test_dicom_gives_the_same_voxels_as_nifti(trained: TaskConfig, tmp_path: Pat
 
     written = highdicom.seg.segread(found[0])
     assert [item.SegmentLabel for item in written.SegmentSequence] == ["Anterior", "Posterior"]
+    sure = nibabel.load(found[0].with_name("patient_prob_1.nii.gz"))
+    assert sure.shape == labels_of(mask[0]).shape
+    np.testing.assert_allclose(sure.affine, nibabel.load(mask[0]).affine, atol=1e-3)
+    assert np.asarray(sure.dataobj)[labels_of(mask[0]) == 1].min() > 0.3
     uids = [header.SOPInstanceUID for header in volume.instances]
     pixels = written.get_pixels_by_source_instance(
         uids, combine_segments=True, assert_missing_frames_are_empty=True
@@ -182,6 +189,91 @@ def test_a_full_disk(trained: TaskConfig, image: Path, volume: Volume, output: s
     done = CliRunner().invoke(main, [str(part) for part in arguments])
     assert done.exit_code == 0, done.output
     assert labels_of(result).shape == labels_of(image).shape
+
+
+def test_probabilities_lie_beside_the_result(
+    trained: TaskConfig, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_file(trained)
+    (tmp_path / "in").mkdir()
+    shutil.copy(image, tmp_path / "in" / "case.nii.gz")
+    options: dict[str, Any] = {"test_time_augmentation": False, "probabilities": True}
+    out = tmp_path / "out"
+    names = [f"case_prob_{value}.nii.gz" for value in (0, 1, 2)]
+    for _ in range(2):
+        assert segment(model, tmp_path / "in", out, **options) == [out / "case.nii.gz"]
+    assert "case is segmented already" in capsys.readouterr().out
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["case.nii.gz", *names]
+    volumes = [nibabel.load(out / name) for name in names]
+    assert all(volume.get_data_dtype() == np.uint16 for volume in volumes)
+    np.testing.assert_allclose(volumes[1].affine, nibabel.load(image).affine, atol=1e-4)
+    probabilities = np.stack([np.asarray(volume.dataobj) for volume in volumes])
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-4)
+    labels = labels_of(out / "case.nii.gz")
+    assert (probabilities.argmax(axis=0) == labels).mean() > 0.9999
+
+    (out / names[1]).unlink()  # then the case is not whole
+    segment(model, tmp_path / "in", out, **options)
+    assert (out / names[1]).is_file()
+    del options["probabilities"]
+    segment(model, tmp_path / "in", out, **options)  # none of earlier settings stay
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["case.nii.gz"]
+    assert (labels_of(out / "case.nii.gz") == labels).all()
+
+
+def test_probabilities_of_one_file(trained: TaskConfig, image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "x.nii.gz"
+    arguments = ["segment", image, "--model", model_file(trained), "-o", out, "--no-tta"]
+    done = CliRunner().invoke(main, [*map(str, arguments), "--probabilities"])
+    assert done.exit_code == 0, done.output
+    written = {"x.nii.gz", *(f"x_prob_{value}.nii.gz" for value in (0, 1, 2))}
+    assert {path.name for path in out.parent.iterdir()} == written
+
+    (tmp_path / "in").mkdir()
+    for name in ("y", "y_prob_1"):
+        shutil.copy(image, tmp_path / "in" / f"{name}.nii.gz")
+    with pytest.raises(UserError, match=r"y_prob_1\.nii\.gz would be the segmentation of one case"):
+        segment(model_file(trained), tmp_path / "in", tmp_path / "two", probabilities=True)
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("free", [0, 60_000])
+def test_a_full_disk_leaves_no_half_of_the_probabilities(
+    trained: TaskConfig, image: Path, volume: Volume, free: int
+) -> None:
+    arguments = ["segment", image, "--model", model_file(trained), "-o", volume.folder / "out"]
+    (volume.folder / "before").write_text("before")
+    (volume.folder / "out").mkdir()
+    before = contents(volume.folder)
+    volume.leave(free)
+    done = CliRunner().invoke(main, [*map(str, arguments), "--no-tta", "--probabilities"])
+    assert done.exit_code == 1
+    says_that_the_disk_is_full(done.output)
+    assert contents(volume.folder) == before
+    volume.enlarge()
+    done = CliRunner().invoke(main, [*map(str, arguments), "--no-tta", "--probabilities"])
+    assert done.exit_code == 0, done.output
+    assert len(list((volume.folder / "out").glob("*_prob_*.nii.gz"))) == 3
+
+
+def test_precision_goes_by_what_the_model_records(
+    trained: TaskConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packaged = load_packaged(model_file(trained))
+    assert packaged.bfloat16_dice is not None and 0.9 < packaged.bfloat16_dice <= 1
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"amx_bf16"})
+
+    def chosen(record: object, precision: str = "auto") -> torch.dtype:
+        metadata = {**packaged.metadata, BFLOAT16_DICE: record}
+        model = replace(packaged, metadata=metadata)
+        return build_predictor(model, device="cpu", precision=precision)._precision
+
+    assert chosen(0.9995) == torch.bfloat16
+    assert chosen(0.99) == chosen(0.9995, "float32") == torch.float32
+    assert chosen(0.99, "bfloat16") == torch.bfloat16
+    assert "package it anew" not in capsys.readouterr().out
+    assert chosen(None) == chosen("yes") == torch.float32
+    assert "does not record whether bfloat16 gives its results" in capsys.readouterr().out
 
 
 def test_channels_belong_to_one_case(image: Path, tmp_path: Path) -> None:

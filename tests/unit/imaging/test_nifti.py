@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 
 import nibabel
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from medseg.imaging import is_nifti, read_label_map, read_nifti, stem, write_nifti
+from medseg.imaging import is_nifti, nifti_stream, read_label_map, read_nifti, stem, write_nifti
 from medseg.project import UserError
+from tests.volumes import Volume
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 3, -5], [0, 1.5, 0, 7], [0, 0, 0, 1]])
 
@@ -50,6 +52,50 @@ def test_what_is_written_is_read(tmp_path: Path, kind: type, ending: str) -> Non
     assert theirs.GetSpacing() == pytest.approx(volume.spacing)
     written = path.read_bytes()
     assert write_nifti(array, AFFINE, path).read_bytes() == written
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_slices_by_slices(tmp_path: Path, ending: str) -> None:
+    array = np.random.default_rng(1).integers(0, 65536, (5, 4, 7)).astype(np.uint16)
+    path = tmp_path / f"a{ending}"
+    with nifti_stream(path, array.shape, np.uint16, AFFINE, slope=1 / 65535) as write:
+        for start, stop in ((0, 3), (3, 4), (4, 7)):
+            assert not path.exists()
+            write(array[..., start:stop])
+    volume = read_nifti(path)
+    np.testing.assert_allclose(volume.array, array / 65535, atol=1e-6)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+    theirs = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    np.testing.assert_allclose(theirs.transpose(2, 1, 0), array / 65535, atol=1e-6)
+    before = path.read_bytes()
+    for given in (array[..., :6], np.concatenate([array, array], axis=2)):
+        with (
+            pytest.raises(ValueError, match="bytes of voxels are missing"),
+            nifti_stream(path, array.shape, np.uint16, AFFINE) as write,
+        ):
+            write(given)
+        assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("free", [0, 60_000, 200_000])
+def test_several_at_once_on_a_full_disk(volume: Volume, free: int) -> None:
+    array = np.random.default_rng(1).integers(0, 65536, (128, 128, 40)).astype(np.uint16)
+    (volume.folder / "before").touch()
+    volume.leave(free)
+    with pytest.raises(OSError, match="No space left") as caught, ExitStack() as files:
+        writers = [
+            files.enter_context(
+                nifti_stream(
+                    volume.folder / f"{name}.nii.gz", array.shape, array.dtype, AFFINE, threads=1
+                )
+            )
+            for name in "abc"
+        ]
+        for start in range(0, 40, 5):
+            for write in writers:
+                write(array[..., start : start + 5])
+    assert ".nii.gz" in caught.value.filename
+    assert [path.name for path in volume.folder.iterdir()] == ["before"]
 
 
 def test_types_that_others_may_not_know(tmp_path: Path) -> None:

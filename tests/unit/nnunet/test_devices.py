@@ -10,7 +10,6 @@ import torch
 from medseg.nnunet.devices import (
     choose_bfloat16,
     choose_device,
-    choose_precision,
     cpu_flags,
     use_bfloat16,
 )
@@ -46,28 +45,9 @@ def test_cuda_that_is_not_there(tmp_path, monkeypatch: pytest.MonkeyPatch) -> No
         choose_device("cuda")
 
 
-@pytest.mark.parametrize(
-    ("precision", "device", "flags", "expected"),
-    [
-        ("auto", "cuda", set(), "float16"),
-        ("auto", "cpu", {"amx_bf16"}, "float32"),
-        ("bfloat16", "cpu", {"amx_bf16"}, "bfloat16"),
-        ("bfloat16", "cpu", {"avx2"}, "float32"),
-        ("bfloat16", "cuda", set(), "bfloat16"),
-        ("float32", "cuda", set(), "float32"),
-    ],
-)
-def test_what_a_packaged_model_computes_in(
-    precision: str, device: str, flags: set[str], expected: str
-) -> None:
-    assert choose_precision(precision, device, flags) == expected
-
-
-def test_choices_that_do_not_exist() -> None:
+def test_a_choice_that_does_not_exist() -> None:
     with pytest.raises(UserError, match="device: 'gpu' is unknown: use auto, cpu or cuda"):
         choose_device("gpu")
-    with pytest.raises(UserError, match="precision: 'half' is unknown: use auto, float32 or bf"):
-        choose_precision("half", "cpu")
 
 
 @pytest.mark.parametrize("unit", ["amx_bf16", "avx512_bf16"])

@@ -6,7 +6,7 @@ import copy
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -265,6 +265,28 @@ def test_folds_are_averaged_as_nnunet_does(setting: Setting) -> None:
     assert (logits - setting.predictor(networks[0]).logits(data)).abs().mean() > 0.5
     labels, expected_labels = ours.labels(logits, properties), ours.labels(expected, properties)
     assert (labels != expected_labels).mean() < 0.005
+
+
+@pytest.mark.parametrize("fits", [8, 3, 1])
+def test_mirrored_copies_share_a_pass_where_memory_allows(fits: int) -> None:
+    setting = Setting(mirror=True)
+    network = balanced_network(setting)
+    expected = setting.predictor(network)
+    data, _ = expected.preprocess(setting.image(), setting.image_spacing)
+
+    class Limited(torch.nn.Module):
+        batches: ClassVar[list[int]] = []
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            if len(batch) > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.batches.append(len(batch))
+            return network(batch)
+
+    ours = setting.predictor(Limited())
+    ours._at_once = 8  # as on a GPU
+    torch.testing.assert_close(ours.logits(data), expected.logits(data), atol=0.01, rtol=0.001)
+    assert set(Limited.batches) == {8: {8}, 3: {2}, 1: {1}}[fits]
 
 
 def their_probabilities(
