@@ -9,10 +9,7 @@ import subprocess
 import sys
 
 KNOWN = (
-KNOWN = (
     "demo", "overhead", "conversion", "nnunet", "finetune", "report",
-    "segment", "folds", "export", "containers",
-)  # fmt: skip
     "segment", "folds", "export", "containers",
 )  # fmt: skip
 """In this order: the demo leaves the model that others measure."""

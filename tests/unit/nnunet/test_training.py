@@ -25,10 +25,13 @@ from medseg.evaluation import evaluate, evaluate_folder
 from medseg.nnunet import (
     TrainedFold,
     TrainingSession,
+    devices,
+    environment,
     load_checkpoint,
     predict_validation,
     train,
 )
+from medseg.nnunet.validation import _predictor
 from medseg.project import Manifest, UserError
 from medseg.project.variables import RUN_ID, TASK_RUN, TRACKING_URI
 from tests.hippocampus import write_config
@@ -152,6 +155,20 @@ def test_a_second_run_repeats_nothing(trained: Trained) -> None:
     assert train(trained.config) == trained.result
     predict_validation(trained.config)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("same", "lower"), [(0.5, True), (1.1, False)])
+def test_validation_measures_whether_bfloat16_does(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, same: float, lower: bool
+) -> None:
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(devices, "SAME", same)
+    checkpoint = trained.config.fold_folder() / "checkpoint_final.pth"
+    config = trained.config.model_copy(update={"precision": "auto"})
+    with environment(config):
+        predictor, _ = _predictor(config, checkpoint)
+    (network,) = predictor._networks
+    assert (network.forward.__name__ == "mixed") is lower  # what use_bfloat16 makes of it
 
 
 def test_validation(trained: Trained) -> None:
