@@ -11,6 +11,7 @@ def promote(
     metrics: Output[Metrics],
     decision: Output[Markdown],
     model: Output[Model],
+    ensemble: bool = False,
 ) -> None:
     """Makes the packaged model the present one, unless it is worse on the fixed test set.
 
@@ -19,6 +20,7 @@ def promote(
         metrics: Mean Dice of both models, and the decision (1: promoted).
         decision: The same as a table, with the reason.
         model: The present model after the decision.
+        ensemble: Judge the model of find_best_configuration's choice instead of the fold's.
     """
     from pathlib import Path
 
@@ -30,7 +32,7 @@ def promote(
 
     with stage("promote", target=config_file_path) as root:
         config = load_config(config_file_path, root)
-        judgement = judge(config)
+        judgement = judge(config, ensemble=ensemble)
         for name, value in promotion_measures(judgement).items():
             metrics.log_metric(name, value)
         Path(decision.path).write_text(describe_promotion(judgement), encoding="utf-8")

@@ -1,8 +1,10 @@
 from .checkpoints import export_checkpoint as export_checkpoint
+from .ensemble import package_ensemble as package_ensemble
 from .inference import segment as segment
 from .layout import prepare_bundle as prepare_bundle
 from .lightning import Converted as Converted
 from .lightning import convert_ckpt_to_pt as convert_ckpt_to_pt
+from .paths import ensemble_file as ensemble_file
 from .paths import model_file as model_file
 from .paths import present_model as present_model
 from .paths import promotions_file as promotions_file

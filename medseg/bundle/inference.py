@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from medseg.bundle.formats import SUFFIXES, Format
+from medseg.bundle.members import Members
 from medseg.bundle.probabilities import probability_files, write_probabilities
 from medseg.bundle.torchscript import PackagedModel, load_packaged
 from medseg.dicom import (
@@ -21,7 +22,9 @@ from medseg.dicom import (
 )
 from medseg.imaging import ENDINGS, Volume, is_nifti, stem, to_zyx, write_nifti
 from medseg.nnunet.devices import choose_device, choose_precision
-from medseg.nnunet.prediction import CasePredictor, Predictor
+from medseg.nnunet.plans import settings_of
+from medseg.nnunet.postprocessing import Postprocessed
+from medseg.nnunet.prediction import CasePredictor, EnsemblePredictor, Predictor
 from medseg.project import Failures, Manifest, UserError, fingerprint, progress
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -252,16 +255,32 @@ def build_predictor(
     """A predictor for a packaged model; arguments and errors as those of :func:`segment`."""
     kind = choose_device(device).type
     chosen = choose_precision(precision, kind, partial(_bfloat16_dice, packaged))
-    axes = packaged.checkpoint.get("inference_allowed_mirroring_axes") or ()
-    return CasePredictor(
-        [packaged.network],
-        packaged.plans,
-        packaged.dataset,
-        configuration=packaged.checkpoint["configuration"],
-        mirror_axes=axes if test_time_augmentation else (),
-        device=kind,
-        precision=chosen,
-    )
+    members = packaged.members or Members.single(packaged.checkpoint)
+
+    def of(name: str) -> CasePredictor:
+        folds = members.of(name)
+        if not folds:
+            raise UserError(
+                f"the model {packaged.path} lacks {name}, the first stage of its cascade: make it "
+                "anew with find_best_configuration and convert_pt_to_ts."
+            )
+        stage = settings_of(packaged.plans, name).get("previous_stage")
+        return CasePredictor(
+            packaged.networks(name),
+            packaged.plans,
+            packaged.dataset,
+            configuration=name,
+            mirror_axes=folds[0].mirror_axes if test_time_augmentation else (),
+            device=kind,
+            precision=chosen,
+            previous=of(stage) if stage else None,
+        )
+
+    voting = [of(name) for name in members.votes]
+    predictor = voting[0] if len(voting) == 1 else EnsemblePredictor(voting)
+    if not members.postprocessing:
+        return predictor
+    return Postprocessed(predictor, members.postprocessing)
 
 
 def _bfloat16_dice(packaged: PackagedModel) -> float | None:
@@ -304,7 +323,7 @@ def _segment_case(
     if probabilities:
         files = probability_files(target, predictor)
         blocks = predictor.probabilities(to_zyx(volumes), volumes[0].spacing[::-1])
-        mask = write_probabilities(blocks, files, volumes[0])
+        mask = predictor.postprocess(write_probabilities(blocks, files, volumes[0]))
         written += files
     else:
         mask = predictor.segment_volumes(volumes)

@@ -26,7 +26,9 @@ PACKAGES = ("monai", "torch", "numpy", "nnunetv2", "nibabel", "SimpleITK")
 """Packages whose versions the metadata states."""
 
 
-def build_metadata(config: TaskConfig) -> dict[str, Any]:
+def build_metadata(
+    config: TaskConfig, *, networks: str = "", eval_metrics: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """The bundle's metadata, by MONAI's bundle specification.
 
     Generated from the config, nnU-Net's dataset and plans, the installed versions and, once the
@@ -35,6 +37,8 @@ def build_metadata(config: TaskConfig) -> dict[str, Any]:
 
     Args:
         config: The task's config; the validation of its fold counts.
+        networks: What the networks are, in words; by default the config's configuration.
+        eval_metrics: Measures in the place of those of the fold's validation.
 
     Returns:
         The content of ``metadata.json``. Shapes are in voxels of the network's grid, in nnU-Net's
@@ -64,7 +68,8 @@ def build_metadata(config: TaskConfig) -> dict[str, Any]:
             labels={str(value): name for name, value in painted},
             patch=list(plan_facts(plans, config.configuration).patch_size),
             value_range=list(intensity_range(plans)) if is_ct else [],
-            eval_metrics=validation_dice(config, labels),
+            eval_metrics=validation_dice(config, labels) if eval_metrics is None else eval_metrics,
+            networks=networks or config.configuration,
             provenance=provenance(config),
         )
     )

@@ -36,6 +36,11 @@ def model_file(config: TaskConfig) -> Path:
     return checkpoint_file(config).with_name("model.ts")
 
 
+def ensemble_file(config: TaskConfig) -> Path:
+    """The packaged model that a cross-validation has chosen: a candidate until it is promoted."""
+    return models_folder(config) / "ensemble" / "model.ts"
+
+
 def present_model(config: TaskConfig) -> Path:
     """The model to use: the last one that was promoted."""
     return models_folder(config) / "model.ts"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from medseg.bundle.members import MEMBERS, Members, load_member
 from medseg.bundle.monai_config import inference_json
 from medseg.bundle.paths import checkpoint_file, descriptions, model_file
 from medseg.config import Label, Labels, TaskConfig
@@ -45,6 +46,8 @@ class PackagedModel:
         plans: nnU-Net's plans.
         dataset: nnU-Net's ``dataset.json``.
         checkpoint: ``trainer_name``, ``configuration``, ``inference_allowed_mirroring_axes``.
+        path: The file.
+        members: What its networks are, where there are several.
     """
 
     network: torch.jit.ScriptModule
@@ -52,6 +55,24 @@ class PackagedModel:
     plans: dict[str, Any]
     dataset: dict[str, Any]
     checkpoint: dict[str, Any]
+    path: Path = Path("model.ts")
+    members: Members | None = None
+
+    def networks(self, configuration: str) -> list[torch.nn.Module]:
+        """The networks of a configuration, its folds; they are read from the file now.
+
+        Args:
+            configuration: Its name.
+
+        Raises:
+            UserError: One is missing, or damaged.
+        """
+        if self.members is None:
+            return [self.network]
+        return [
+            load_member(self.path, member.file) if member.file else self.network
+            for member in self.members.of(configuration)
+        ]
 
     @property
     def channels(self) -> list[str]:
@@ -212,7 +233,7 @@ def load_packaged(path: Path) -> PackagedModel:
     """
     if not path.is_file():
         raise UserError(f"the model {path} does not exist: name a model.ts file.")
-    extra: dict[str, Any] = {"metadata.json": "", "inference.json": ""}
+    extra: dict[str, Any] = {"metadata.json": "", "inference.json": "", MEMBERS: ""}
     try:
         network = torch.jit.load(  # type: ignore[no-untyped-call]
             path, map_location="cpu", _extra_files=extra
@@ -222,6 +243,7 @@ def load_packaged(path: Path) -> PackagedModel:
             f"the model {path} cannot be read: it is truncated, damaged or not TorchScript. "
             "Copy it again, or make it anew with convert_pt_to_ts."
         ) from error
+    several = extra.pop(MEMBERS)
     contents = {}
     for name, text in extra.items():
         try:
@@ -240,7 +262,11 @@ def load_packaged(path: Path) -> PackagedModel:
             f"the model {path} has an inference.json without nnU-Net's plans, dataset_json and "
             "nnunet_config_ckpt: make it anew with convert_pt_to_ts."
         )
-    return PackagedModel(network, contents["metadata.json"], *parts)
+    plans, dataset, checkpoint = parts
+    members = Members.from_json(several, path) if several else None
+    return PackagedModel(
+        network, contents["metadata.json"], plans, dataset, checkpoint, path, members
+    )
 
 
 def load_network(checkpoint: Path) -> torch.nn.Module:

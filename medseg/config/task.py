@@ -166,6 +166,7 @@ class TaskConfig(_Strict):
     _root: DataRoot = PrivateAttr()
     _path: Path = PrivateAttr()
     _default_fold: int | Literal["all"] = PrivateAttr()
+    _default_configuration: str = PrivateAttr()
 
     @model_validator(mode="before")
     @classmethod
@@ -295,6 +296,28 @@ class TaskConfig(_Strict):
         return self._default_fold
 
     @property
+    def default_configuration(self) -> str:
+        """The configuration that the file itself names, which the bundle is about."""
+        return self._default_configuration
+
+    def of(self, *, configuration: str = "", fold: int | str = -1) -> TaskConfig:
+        """This config for another fold, or another configuration of the same plans.
+
+        Args:
+            configuration: Its name; empty: this one's.
+            fold: Its number or ``all``; negative: this one's.
+
+        Raises:
+            UserError: The name can be none of a configuration.
+        """
+        if configuration and not _NAME.fullmatch(configuration):
+            raise UserError(f"configuration: {configuration!r} is no name of a configuration.")
+        other: dict[str, Any] = {"configuration": configuration} if configuration else {}
+        if fold == "all" or (isinstance(fold, int) and fold >= 0):
+            other["fold"] = fold
+        return self.model_copy(update=other) if other else self
+
+    @property
     def data_folder(self) -> Path:
         """The NIfTI dataset's folder."""
         return self.root.resolve(self.data_dir, field="data_dir")
@@ -340,13 +363,16 @@ class TaskConfig(_Strict):
         return self.results_folder / f"fold_{self.fold}"
 
 
-def load_config(path: str | Path, root: DataRoot | None = None, *, fold: int = -1) -> TaskConfig:
+def load_config(
+    path: str | Path, root: DataRoot | None = None, *, fold: int = -1, configuration: str = ""
+) -> TaskConfig:
     """Reads a task's config.
 
     Args:
         path: The YAML file, relative to the data root or under ``/mnt/Data``.
         root: The data root; by default the environment's.
         fold: Takes the place of the config's fold; negative leaves that as it is.
+        configuration: Takes the place of the config's configuration; empty leaves that as it is.
 
     Returns:
         The validated config, with every path inside the data root.
@@ -377,9 +403,9 @@ def load_config(path: str | Path, root: DataRoot | None = None, *, fold: int = -
         config = TaskConfig.model_validate(content)
     except ValidationError as error:
         raise UserError(f"the config {file} has errors: {findings(error, TaskConfig)}.") from None
-    config._root, config._path, config._default_fold = root, file, config.fold
-    if fold >= 0:
-        config = config.model_copy(update={"fold": fold})
+    config._root, config._path = root, file
+    config._default_fold, config._default_configuration = config.fold, config.configuration
+    config = config.of(configuration=configuration, fold=fold)
     root.resolve(config.data_dir, field="data_dir")  # each raises where it leaves the root
     root.resolve(config.nnunet_root_dir, field="nnunet_root_dir")
     root.resolve(config.bundle_config.bundle_root, field="bundle_config.bundle_root")
@@ -391,7 +417,9 @@ def load_config(path: str | Path, root: DataRoot | None = None, *, fold: int = -
 
 
 @contextmanager
-def fold_stage(name: str, config_file_path: str, fold: int = -1) -> Iterator[TaskConfig]:
+def fold_stage(
+    name: str, config_file_path: str, fold: int = -1, configuration: str = ""
+) -> Iterator[TaskConfig]:
     """Frames the body of a component that works on one fold: a :func:`~medseg.project.stage`.
 
     Nobody else runs this stage on the same fold at the same time, whichever config and whichever
@@ -401,6 +429,7 @@ def fold_stage(name: str, config_file_path: str, fold: int = -1) -> Iterator[Tas
         name: The component.
         config_file_path: As in :func:`load_config`.
         fold: As in :func:`load_config`.
+        configuration: As in :func:`load_config`.
 
     Yields:
         The config of that fold.
@@ -408,8 +437,9 @@ def fold_stage(name: str, config_file_path: str, fold: int = -1) -> Iterator[Tas
     Raises:
         SystemExit: As in :func:`~medseg.project.stage`.
     """
-    with stage(name, target=f"{config_file_path}-{fold}") as root:
-        config = load_config(config_file_path, root, fold=fold)
+    target = "-".join(filter(None, (config_file_path, configuration, str(fold))))
+    with stage(name, target=target) as root:
+        config = load_config(config_file_path, root, fold=fold, configuration=configuration)
         place = root.relative(config.fold_folder()).replace("/", "_")
         with lock(root, f"stage-{name}-{place}"):
             yield config

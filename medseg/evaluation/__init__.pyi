@@ -1,4 +1,8 @@
+from .candidates import candidates_page as candidates_page
+from .candidates import choice_measures as choice_measures
+from .cross_validation import find_best_configuration as find_best_configuration
 from .held_back import evaluate_test_cases as evaluate_test_cases
+from .held_back import test_folder as test_folder
 from .promotion import decide_retraining as decide_retraining
 from .promotion import describe_promotion as describe_promotion
 from .promotion import promote as promote

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medseg.bundle import model_file, segment
+from medseg.bundle import ensemble_file, model_file, segment
 from medseg.config import TaskConfig
 from medseg.dataset import files_of
 from medseg.evaluation.summary import evaluate_pairs, log_summary, pairs_fingerprint
 from medseg.imaging import ENDING, stem
 from medseg.nnunet import SUMMARY, Summary, read_summary
+from medseg.nnunet.choice import ensembles_folder, read_choice
 from medseg.project import (
     CasesFailedError,
     Manifest,
@@ -21,7 +22,17 @@ from medseg.project import (
 )
 
 
-def evaluate_test_cases(config: TaskConfig) -> Summary:
+def test_folder(config: TaskConfig, *, ensemble: bool = False) -> Path:
+    """Where predictions of the held-back cases and their ``summary.json`` go.
+
+    Args:
+        config: The task's config.
+        ensemble: Those of the model of a cross-validation, not of the fold's.
+    """
+    return (ensembles_folder(config) if ensemble else config.fold_folder()) / "test"
+
+
+def evaluate_test_cases(config: TaskConfig, *, ensemble: bool = False) -> Summary:
     """Segments the config's ``test_cases`` with the packaged ``model.ts`` and measures the result.
 
     Predictions and ``summary.json`` go to ``fold_F/test``, the means to MLflow. What was segmented
@@ -29,6 +40,8 @@ def evaluate_test_cases(config: TaskConfig) -> Summary:
 
     Args:
         config: The task's config.
+        ensemble: Take the model of a cross-validation; its numbers go to the MLflow run of its
+            first fold, as those of an ``ensemble``.
 
     Returns:
         The summary; empty where the config names no test cases.
@@ -40,13 +53,14 @@ def evaluate_test_cases(config: TaskConfig) -> Summary:
     if not config.test_cases:
         progress("the config names no test_cases: nothing to test")
         return {}
-    model = model_file(config)
+    model = ensemble_file(config) if ensemble else model_file(config)
     if not model.is_file():
         raise UserError(f"the packaged model {model} does not exist: run convert_pt_to_ts first.")
-    folder = config.fold_folder() / "test"
+    folder = test_folder(config, ensemble=ensemble)
     summary, fresh = measure_model(config, model, folder)
     if fresh:
-        log_summary(config, "test", folder / SUMMARY, summary)
+        of, part = (read_choice(config).first(config), "ensemble") if ensemble else (config, "test")
+        log_summary(of, part, folder / SUMMARY, summary)
     return summary
 
 

@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medseg.bundle import model_file, present_model
+from medseg.bundle import ensemble_file, model_file, present_model
 from medseg.bundle.paths import promotions_file
 from medseg.config import FROM_A_MODEL, TaskConfig
 from medseg.dataset import case_hashes, channel_names, files_of
-from medseg.evaluation.held_back import measure_model
+from medseg.evaluation.held_back import measure_model, test_folder
 from medseg.evaluation.summary import case_of, of_cases
 from medseg.nnunet import Summary, TrainedFold
+from medseg.nnunet.choice import read_choice
 from medseg.project import (
     Manifest,
     UserError,
@@ -81,7 +82,7 @@ def decide_retraining(config: TaskConfig, min_new_cases: int = 1) -> dict[str, A
     }
 
 
-def promote(config: TaskConfig) -> dict[str, Any]:
+def promote(config: TaskConfig, *, ensemble: bool = False) -> dict[str, Any]:
     """Makes the packaged model of the config's fold the present one, unless it is worse.
 
     Both are measured on the config's ``test_cases``; the candidate is promoted if its mean
@@ -95,6 +96,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
 
     Args:
         config: The task's config.
+        ensemble: The candidate is the model of a cross-validation, not that of the fold.
 
     Returns:
         The judgement, as ``models/promotions.json`` keeps it: ``date``, ``promoted``, ``reason``,
@@ -105,15 +107,17 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         UserError: The candidate is not packaged, or was packaged anew while it was judged.
         CasesFailedError: More test cases failed than ``max_failed_cases``.
     """
-    candidate, present = model_file(config), present_model(config)
+    candidate = ensemble_file(config) if ensemble else model_file(config)
+    present = present_model(config)
     if not candidate.is_file():
         raise UserError(
             f"the packaged model {candidate} does not exist: run convert_pt_to_ts first."
         )
     digest = file_hash(candidate)
+    trained = read_choice(config).first(config) if ensemble else config
     basis = {
         "config": _config_hash(config),
-        "cases": TrainedFold(config).cases,
+        "cases": TrainedFold(trained).cases,
         "test_set": _test_hash(config),
     }
     history = read_promotions(config)
@@ -129,7 +133,7 @@ def promote(config: TaskConfig) -> dict[str, Any]:
         judgement = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             **basis,
-            **_judge(config, candidate, digest, present),
+            **_judge(config, candidate, digest, present, test_folder(config, ensemble=ensemble)),
         }
         if file_hash(candidate) != digest:
             raise _changed(candidate)
@@ -224,11 +228,13 @@ def describe_promotion(judgement: dict[str, Any]) -> str:
     )
 
 
-def _judge(config: TaskConfig, candidate: Path, digest: str, present: Path) -> dict[str, Any]:
+def _judge(
+    config: TaskConfig, candidate: Path, digest: str, present: Path, folder: Path
+) -> dict[str, Any]:
     scores: dict[str, Any] = {"candidate": {"sha256": digest}, "present": None}
     new: Summary = {}
     if config.test_cases:
-        new, _ = measure_model(config, candidate, config.fold_folder() / "test")
+        new, _ = measure_model(config, candidate, folder)
         scores["candidate"]["Dice"] = _dice(new)
     before = _present_hash(present)
     if not before:

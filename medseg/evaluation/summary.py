@@ -213,17 +213,18 @@ def _with_means(summary: Summary) -> Summary:
     mean: dict[str, dict[str, float | None]] = {}
     for key, metrics in cases[0].items() if cases else ():
         mean[key] = {
-            name: _mean(case[key][name] for case in cases if case[key][name] is not None)
+            name: mean_of_defined(case[key][name] for case in cases if case[key][name] is not None)
             for name in metrics
         }
         mean[key]["undefined_distances"] = sum(case[key]["HD95"] is None for case in cases)
     overall = {}
     for name in next(iter(cases[0].values())) if cases else ("Dice",):
         values = [means[name] for means in mean.values()]
-        overall[name] = None if None in values else _mean(values)
+        overall[name] = None if None in values else mean_of_defined(values)
     return {**summary, "mean": mean, "foreground_mean": overall}
 
 
-def _mean(values: Iterable[Any]) -> float | None:
+def mean_of_defined(values: Iterable[Any]) -> float | None:
+    """The mean of values of which none is None; None of no values."""
     defined = list(values)
     return float(np.mean(defined)) if defined else None

@@ -8,6 +8,7 @@ from .plans import plan_facts as plan_facts
 from .plans import read_plans as read_plans
 from .preprocessing import Preprocessed as Preprocessed
 from .preprocessing import plan_and_preprocess as plan_and_preprocess
+from .preprocessing import plan_configurations as plan_configurations
 from .pretrained import read_pretrained as read_pretrained
 from .raw import dataset_record as dataset_record
 from .raw import prepare_dataset as prepare_dataset

@@ -159,8 +159,7 @@ def configuration_of(config: TaskConfig, plans: Any) -> Any:
         plans: nnU-Net's ``PlansManager``.
 
     Raises:
-        UserError: The plans have no such configuration (the message names those they have), or it
-            is the second stage of a cascade.
+        UserError: The plans have no such configuration; the message names those they have.
     """
     available = list(plans.plans["configurations"])
     if config.configuration not in available:
@@ -168,14 +167,7 @@ def configuration_of(config: TaskConfig, plans: Any) -> Any:
             f"configuration: the plans {plans_path(config).name} of {config.dataset_name} have no "
             f"{config.configuration!r}; they have {', '.join(available)}."
         )
-    configuration = plans.get_configuration(config.configuration)
-    if configuration.previous_stage_name is not None:
-        raise UserError(
-            f"configuration: {config.configuration!r} is the second stage of a cascade and needs "
-            f"predictions of {configuration.previous_stage_name!r} for all cases, which no stage "
-            "here makes: choose another configuration."
-        )
-    return configuration
+    return plans.get_configuration(config.configuration)
 
 
 def plans_hash(plans: Any, configuration: Any) -> str:

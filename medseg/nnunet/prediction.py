@@ -26,6 +26,7 @@ from medseg.config import Labels
 from medseg.imaging import Volume, from_zyx, to_zyx
 from medseg.nnunet.exporting import Block, Exporter
 from medseg.nnunet.plans import channel_names, settings_of
+from medseg.nnunet.previous_stage import one_hot
 from medseg.project import UserError, disk_errors
 
 TILE_STEP = 0.5
@@ -76,6 +77,14 @@ class Predictor(ABC):
             :meth:`segment` gives. What a consumer keeps is its own: the rest is not held.
         """
 
+    def postprocess(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Does to the labels of :meth:`probabilities`, all of a case, what :meth:`segment` does.
+
+        Args:
+            labels: Label values, three axes in any order.
+        """
+        return labels
+
     def segment_volumes(self, volumes: Sequence[Volume]) -> NDArray[Any]:
         """Segments one case.
 
@@ -107,10 +116,10 @@ class CasePredictor(Predictor):
             empty for none.
         device: Where the network runs.
         precision: ``float32``, ``bfloat16`` or ``float16``: the arithmetic of convolutions.
+        previous: Of a cascade: what predicts its first stage.
 
     Raises:
-        UserError: The plans lack the configuration, or it is one that a single network cannot
-            serve (a cascade); or the networks are not folds of one.
+        UserError: The plans lack the configuration, or the networks are not folds of one.
     """
 
     def __init__(
@@ -123,6 +132,7 @@ class CasePredictor(Predictor):
         mirror_axes: Sequence[int],
         device: str,
         precision: str = "float32",
+        previous: Predictor | None = None,
     ) -> None:
         # Where its environment variables are missing, nnU-Net says so on import; none is used here.
         with contextlib.redirect_stdout(None):
@@ -131,11 +141,6 @@ class CasePredictor(Predictor):
         self._settings = settings_of(plans, configuration)
         self._plans = PlansManager(dict(plans))
         self._configuration = self._plans.get_configuration(configuration)
-        if self._configuration.previous_stage_name is not None:
-            raise UserError(
-                f"the configuration {configuration!r} is a cascade: it needs the segmentation of "
-                "another network as input. Use 3d_fullres, 3d_lowres or 2d."
-            )
         if plans["image_reader_writer"] not in READERS:
             raise UserError(
                 f"the plans read images with {plans['image_reader_writer']}, which reorders "
@@ -153,6 +158,7 @@ class CasePredictor(Predictor):
         # Mirrored copies in one pass keep a GPU busy; a CPU is with one, and takes longer for all.
         self._at_once = 1 if self._device.type == "cpu" else len(self._mirrorings)
         self._precision = getattr(torch, precision)
+        self._previous = previous
 
     @property
     def channels(self) -> int:
@@ -196,18 +202,33 @@ class CasePredictor(Predictor):
             spacing: Millimetres along z, y, x.
 
         Returns:
-            The network's input ``(channel, *shape)``, and nnU-Net's record of what was done.
+            The network's input ``(channel, *shape)``, and nnU-Net's record of what was done. Of a
+            cascade the last channels are the labels that its first stage found, one each.
+
+        Raises:
+            UserError: It is a cascade, and nothing predicts its first stage.
         """
+        found = None
+        if (stage := self._configuration.previous_stage_name) is not None:
+            if self._previous is None:
+                raise UserError(
+                    f"the configuration is the second stage of a cascade and needs the "
+                    f"segmentation of {stage}: use a model that find_best_configuration has "
+                    "packaged, which holds both."
+                )
+            found = self._previous.segment(image, spacing)[None].astype(np.float32)
         with contextlib.redirect_stdout(None):
             preprocessor = self._configuration.preprocessor_class(verbose=False)
-        data, _, properties = preprocessor.run_case_npy(
+        data, stages, properties = preprocessor.run_case_npy(
             image,
-            None,
+            found,
             {"spacing": list(spacing)},
             self._plans,
             self._configuration,
             self._dataset_json,
         )
+        if found is not None:
+            data = np.vstack((data, one_hot(stages, self._labels.foreground_labels)))
         return torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32)), properties
 
     def logits(self, data: torch.Tensor) -> torch.Tensor:
@@ -368,13 +389,13 @@ class EnsemblePredictor(Predictor):
                 logits = predictor.logits(data)
                 del data
                 if number < len(self._predictors):  # the last one's may stay
-                    logits = scratch.enter_context(_set_aside(logits))
+                    logits = scratch.enter_context(set_aside(logits))
                 members.append(predictor.exporter.blocks(logits, properties))
             yield from self._predictors[0].exporter.average(members)
 
 
 @contextlib.contextmanager
-def _set_aside(logits: torch.Tensor) -> Iterator[torch.Tensor]:
+def set_aside(logits: torch.Tensor) -> Iterator[torch.Tensor]:
     """The same logits, out of memory: in a file that nobody sees and that ends with the block."""
     name = Path(tempfile.gettempdir(), "logits")
     with tempfile.TemporaryFile(dir=name.parent) as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -147,6 +147,45 @@ def plan_and_preprocess(config: TaskConfig) -> Preprocessed:
     ]
     done.record(inputs, outputs, asdict(result))
     return result
+
+
+def plan_configurations(
+    config: TaskConfig, configurations: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Plans and preprocesses several configurations, with the first stages of cascades.
+
+    Args:
+        config: The task's config.
+        configurations: Their names; none, or an empty one: the config's own.
+
+    Returns:
+        Those that are trained first, and those, the second stages of cascades, that need the
+        predictions of these.
+
+    Raises:
+        UserError: As for :func:`plan_and_preprocess`; or a first stage is a cascade itself.
+        CasesFailedError: More cases failed than ``max_failed_cases``.
+    """
+    wanted = list(dict.fromkeys(name or config.configuration for name in configurations))
+    first: dict[str, None] = {}
+    second = []
+    for name in wanted or [config.configuration]:
+        each = config.of(configuration=name)
+        plan_and_preprocess(each)
+        plans = load_plans(plans_path(each))
+        stage = configuration_of(each, plans).previous_stage_name
+        if stage is None:
+            first[name] = None
+            continue
+        if plans.get_configuration(stage).previous_stage_name is not None:
+            raise UserError(
+                f"configuration: {stage}, the first stage of {name}, is a cascade itself: cascades "
+                "of two stages are supported."
+            )
+        first[stage] = None
+        second.append(name)
+        plan_and_preprocess(config.of(configuration=stage))
+    return list(first), second
 
 
 def preprocessed(config: TaskConfig) -> Preprocessed:
@@ -418,13 +457,17 @@ def _split(config: TaskConfig, cases: list[str]) -> None:
     write_json(path, default(cases))
 
 
-def example_patches(preprocessed: Path, plans: Mapping[str, Any], configuration: str) -> Any:
+def example_patches(
+    preprocessed: Path, plans: Mapping[str, Any], configuration: str, labels: int = 0
+) -> Any:
     """Two patches of preprocessed training cases, to compare networks on.
 
     Args:
         preprocessed: nnU-Net's preprocessed dataset.
         plans: nnU-Net's plans.
         configuration: Name of the configuration.
+        labels: Of a cascade: channels that follow the image's, one for each label that its first
+            stage can find. What they say are halves of the patch.
 
     Returns:
         A tensor ``(2, channels, *patch)``, float32: the centres of the first two cases (of one
@@ -455,4 +498,10 @@ def example_patches(preprocessed: Path, plans: Mapping[str, Any], configuration:
         corner = [(have - want) // 2 for have, want in zip(padded.shape[1:], patch, strict=True)]
         place = [slice(at, at + want) for at, want in zip(corner, patch, strict=True)]
         patches.append(padded[(slice(None), *place)])
-    return torch.stack(patches)
+    images = torch.stack(patches)
+    if not labels:
+        return images
+    found = torch.arange(patch[0]) * 2 // patch[0]
+    hot = torch.stack([(found == label % 2).float() for label in range(labels)])
+    hot = hot.reshape(1, labels, patch[0], *[1] * (len(patch) - 1))
+    return torch.cat([images, hot.expand(len(images), labels, *patch)], dim=1)

@@ -21,8 +21,10 @@ from medseg.nnunet.console import quiet
 from medseg.nnunet.devices import augmentation_processes, threads
 from medseg.nnunet.history import History, describe
 from medseg.nnunet.paths import environment
+from medseg.nnunet.plans import load_plans, plans_path
 from medseg.nnunet.preprocessing import preprocessed, split_of
 from medseg.nnunet.pretrained import origin
+from medseg.nnunet.previous_stage import check_previous_stage
 from medseg.nnunet.resume import (
     decide,
     preprocessed_cases,
@@ -111,8 +113,9 @@ def train(config: TaskConfig) -> TrainingResult:
 
     Raises:
         UserError: The dataset is not preprocessed; there is no such fold or trainer; a setting is
-            wrong; with ``run_validation_only``, the fold has no final checkpoint; the model that it
-            starts from is missing, or does not fit the task.
+            wrong; of a cascade, the first stage has not predicted every case; with
+            ``run_validation_only``, the fold has no final checkpoint; the model that it starts from
+            is missing, or does not fit the task.
     """
     with TrainingSession.open(config) as session:
         session.train()
@@ -299,11 +302,15 @@ class TrainingSession:
             require_final(config)
         self._data = data = preprocessed(config)
         split = split_of(config)
-        identity = {
+        identity: dict[str, Any] = {
             "dataset": data.dataset_hash,
             "plans": data.plans_hash,
             "split": split if isinstance(split, str) else asdict(split),
         }
+        configuration = load_plans(plans_path(config)).get_configuration(config.configuration)
+        if stage := configuration.previous_stage_name:
+            seen = data.cases if isinstance(split, str) else [*split.train, *split.val]
+            identity["previous_stage"] = check_previous_stage(config, stage, seen)
         with self._environment():
             self._trainer = make_trainer(config)
         record = {"data": fingerprint(identity), "settings": self._trainer.settings()}

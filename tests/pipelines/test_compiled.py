@@ -28,7 +28,17 @@ from medseg.project.variables import SECRETS, SETTINGS_FILE
 from tests.conftest import PROJECT
 
 PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
-GPU = {"check", "train", "finetune", "validate", "segment", "test-model", "promote", "inference"}
+GPU = {
+    "check",
+    "find-best-configuration",
+    "train",
+    "finetune",
+    "validate",
+    "segment",
+    "test-model",
+    "promote",
+    "inference",
+}
 """Stages that compute on a GPU, said once more here, so that no other comes to ask for one.
 
 Those that ``./build.sh new-component`` has made say it in their own test.

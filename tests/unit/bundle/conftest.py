@@ -79,7 +79,7 @@ def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Task
     return config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure() -> Callable[..., TaskConfig]:
     """Writes a config, with other fields, into a root."""
     return write_tiny

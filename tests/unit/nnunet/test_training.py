@@ -31,7 +31,7 @@ from medseg.nnunet import (
     predict_validation,
     train,
 )
-from medseg.nnunet.validation import _predictor
+from medseg.nnunet.fold_network import FoldNetwork
 from medseg.project import Manifest, UserError
 from medseg.project.variables import RUN_ID, TASK_RUN, TRACKING_URI
 from tests.hippocampus import write_config
@@ -163,10 +163,9 @@ def test_validation_measures_whether_bfloat16_does(
 ) -> None:
     monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx512_bf16"})
     monkeypatch.setattr(devices, "SAME", same)
-    checkpoint = trained.config.fold_folder() / "checkpoint_final.pth"
     config = trained.config.model_copy(update={"precision": "auto"})
     with environment(config):
-        predictor, _ = _predictor(config, checkpoint)
+        predictor = FoldNetwork.open(config).predictor
     (network,) = predictor._networks
     assert (network.forward.__name__ == "mixed") is lower  # what use_bfloat16 makes of it
 
