@@ -144,7 +144,7 @@ def load_fold(config: TaskConfig) -> tuple[torch.nn.Module, dict[str, Any]]:
 
 
 def fold_patches(config: TaskConfig, plans: dict[str, Any]) -> torch.Tensor:
-    """Patches to compare a fold's network on (:func:`~medseg.nnunet.preprocessing.example_patches`).
+    """Patches to compare a fold's network on, as ``example_patches`` makes them.
 
     Args:
         config: The task's config.

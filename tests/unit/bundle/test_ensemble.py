@@ -123,8 +123,9 @@ def test_folds_vote(voting: TaskConfig, image: Path, tmp_path: Path) -> None:
     options = {"test_time_augmentation": False, "precision": "float32"}
     segment(ensemble_file(voting), image, target, **options)  # type: ignore[arg-type]
     found = read_nifti(target).array.T
-    assert (found != expected).mean() < 1e-3
-    assert len(np.unique(found)) > 1
+    single = alone[0].segment(array, volume.spacing[::-1])
+    assert (found != expected).mean() < 5e-3  # where classes are almost level
+    assert (found != single).mean() > 5e-2
 
 
 def test_recorded_post_processing_is_applied(
