@@ -59,9 +59,10 @@ class _Crop:
         """The resampled heads of some slices, which are numbered within the crop."""
         size = [place.stop - place.start for place in self.box]
         if list(self.logits.shape[1:]) == size:
-            yield from self.logits[:, start:stop].float()
+            yield from (head[start:stop].float() for head in self.logits)
             return
-        below, above, weight = _between(self.logits.shape[1], size[0], start, stop)
+        have = self.logits.shape[1:]
+        below, above, weight = _between(have[0], size[0], start, stop)
         for head in self.logits:
             if self.nearest == 0:
                 slices = head[torch.where(weight < 0.5, below, above)].float()
@@ -69,10 +70,9 @@ class _Crop:
                 lower, upper = head[below].float(), head[above].float()
                 slices = torch.lerp(lower, upper, weight.float()[:, None, None])
             if self.nearest:
-                below_, above_, weight_ = _between(head.shape[self.nearest], size[self.nearest])
-                slices = slices.index_select(
-                    self.nearest, torch.where(weight_ < 0.5, below_, above_)
-                )
+                first, second, way = _between(have[self.nearest], size[self.nearest])
+                taken = torch.where(way < 0.5, first, second)
+                slices = slices.index_select(self.nearest, taken)
             if list(slices.shape[1:]) != size[1:]:
                 slices = torch.nn.functional.interpolate(
                     slices[None], size[1:], mode="bilinear", align_corners=False
