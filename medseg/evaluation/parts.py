@@ -8,12 +8,28 @@ from typing import Any
 
 from medseg.config import TaskConfig
 from medseg.dataset import files_of
-from medseg.evaluation.slices import CaseFiles
 from medseg.imaging import ENDING
 from medseg.nnunet import Summary
 
 METRICS = {"Dice": "", "IoU": "", "ASD": "mm", "HD95": "mm"}
 """What is shown, with units. Dice decides which case is best and which is worst."""
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of a case; label maps lie on the image's grid.
+
+    Attributes:
+        case: Identifier.
+        image: NIfTI; of four dimensions, the first channel is shown.
+        reference: Label map.
+        prediction: Label map.
+    """
+
+    case: str
+    image: Path
+    reference: Path
+    prediction: Path
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from medseg.evaluation.facts import (
 from medseg.evaluation.figures import dataset_figure, metric_figure, training_figure
 from medseg.evaluation.overlays import overlay_figure
 from medseg.evaluation.parts import METRICS, Part, case_files
-from medseg.evaluation.runs import earlier_runs, write_cases
+from medseg.evaluation.runs import keep_part
 from medseg.evaluation.summary import case_of
 from medseg.evaluation.viewer import build_viewer
 from medseg.nnunet import SUMMARY, History, TrainedFold, read_summary
@@ -37,11 +37,11 @@ def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> 
     """Writes the report of the config's fold: what went in, how it was trained, what came out.
 
     Dataset, training curves, distributions of every metric, a table of all cases that sorts and
-    filters, a viewer of their slices, overlays of the best, median and worst case, earlier runs to
+    filters, a viewer of their slices, overlays of the best, median and worst case, other runs to
     compare with, and versions and SHA-256 hashes. What a stage has not produced yet is left out,
     with the reason in its place. Nothing comes from elsewhere, and no script runs but those of the
-    file; cases go by their identifiers. The values of all cases are also written to ``cases.json``
-    beside ``output``, from where the reports of later runs read them.
+    file; cases go by their identifiers. In ``reports/<run>`` the predictions are kept beside it,
+    for the reports of later runs.
 
     Args:
         config: The task's config.
@@ -70,8 +70,7 @@ def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> 
         for metric, unit in METRICS.items()
         if (figure := metric_figure(metric, unit, _points(measured, metric)))
     ]
-    runs = earlier_runs(config, output)
-    viewer = build_viewer(config, parts, runs) if measured else None
+    viewer = build_viewer(config, measured, output.parent) if measured else None
     template = files("medseg.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -102,7 +101,6 @@ def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> 
         parts=parts,
         metric_figures=figures,
         viewer=viewer,
-        runs=runs,
         allowed_scripts=viewer.policy if viewer else "'none'",
         hashes=file_hashes(config),
         versions=versions(),
@@ -110,7 +108,9 @@ def write_report(config: TaskConfig, output: Path, test: Path | None = None) -> 
     for run in (config.root.path / "reports").glob("*"):
         remove_stale(run / output.name)  # each run has a folder of its own, a killed one too
     write_text(output, html)
-    write_cases(config, parts, output)
+    if output.parent.parent == config.root.path / "reports":
+        for part in measured:
+            keep_part(config, part, output.parent)
     progress(f"report of fold {config.fold}: {len(html) / 1e6:.1f} MB")
     return output
 

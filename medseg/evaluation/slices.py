@@ -1,11 +1,16 @@
-"""Slices of every case for the report's viewer: small pictures of image and label maps."""
+"""What the report's viewer shows of a case: axial slices of image, reference and predictions.
+
+Small enough for hundreds of cases in one file: the part of the image around the structures, as
+many slices and as fine as the room for a case allows. Label maps stay exact on the shown pixels.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,164 +19,198 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medseg.evaluation.overlays import grey_window
-from medseg.imaging import read_nifti
-from medseg.nnunet.devices import available_cpus
+from medseg.config import Labels
+from medseg.evaluation.overlays import MARGIN, grey_window
+from medseg.imaging import check_same_grid, read_label_map, read_nifti
 from medseg.project import UserError
 
-SLICES = 14
-"""Axial slices of a case at most: with 300 cases the report stays below 30 MB."""
+STEPS = ((256, 24, 75), (256, 24, 50), (208, 20, 40), (160, 16, 35), (128, 12, 30), (96, 8, 25))
+"""Pixels along a slice, slices, and JPEG's quality: the first that fits is taken, else the last."""
 
-PIXELS = 208
-"""The longer side of a slice at most."""
-
-MARGIN = 25.0  # mm shown around the structures
-QUALITY = 55  # of WebP: grey values are to be looked at, not measured
+BLOCK = 8
+"""JPEG's blocks, in pixels: slices start at whole ones, so that none shines into the next."""
 
 
 @dataclass(frozen=True)
-class CaseFiles:
-    """The files of a case; label maps lie on the image's grid.
+class _Stack:
+    """A case as the viewer sees it; arrays ``[column, row, slice]`` in LPS order.
 
     Attributes:
-        case: Identifier.
-        image: NIfTI; of four dimensions, the first channel is shown.
-        reference: Label map.
-        prediction: Label map.
+        grey: 0 to 255.
+        labels: Name to label map: ``reference``, and a number for each run.
+        wrong: Square millimetres of each slice where the first run differs from the reference.
+        used: Whether a slice holds anything.
+        first: Index in the image of the first slice.
+        total: Slices in the image.
+        spacing: Millimetres between voxel centres.
     """
 
-    case: str
-    image: Path
-    reference: Path
-    prediction: Path
+    grey: NDArray[np.uint8]
+    labels: Mapping[str, NDArray[np.uint8]]
+    wrong: NDArray[np.float64]
+    used: NDArray[np.bool_]
+    first: int
+    total: int
+    spacing: tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Slices:
-    """Axial slices one below the other, as radiologists see them: the patient's right at the left.
-
-    Attributes:
-        count: How many.
-        width: Pixels of a slice.
-        height: Pixels of a slice.
-        numbers: The slice numbers in the image, from 1 at the feet.
-        of: The number of slices in the image.
-        grey: WebP as a data URI, in the window.
-        labels: Lossless WebP as a data URI; red is the reference's label, green the prediction's,
-            each by its place among the sorted values of the task, from 1; 0 is background.
-    """
-
-    count: int
-    width: int
-    height: int
-    numbers: tuple[int, ...]
-    of: int
-    grey: str
-    labels: str
-
-
-def all_slices(
-    cases: Sequence[CaseFiles], values: Sequence[int], channel: str
-) -> Iterator[Slices | str]:
-    """Slices of each case, in order; or a sentence why there are none.
+def case_slices(
+    image: Path,
+    reference: Path,
+    predictions: Mapping[str, Path],
+    labels: Labels,
+    *,
+    channel: str,
+    room: int,
+) -> dict[str, Any]:
+    """The slices of a case, for the viewer.
 
     Args:
-        cases: The cases.
-        values: Label values of the task, sorted, without background.
-        channel: nnU-Net's channel name; ``CT`` gets the soft-tissue window.
-    """
+        image: NIfTI file; of four dimensions, the first channel is shown.
+        reference: Label map on the same grid.
+        predictions: Number of the run to its label map on the same grid; ``"0"`` is there.
+        labels: The structures.
+        channel: nnU-Net's name of the channel, which decides what is black and what is white.
+        room: Characters that the result may take as JSON, if that can be done.
 
-    def one(files: CaseFiles) -> Slices | str:
-        try:
-            return case_slices(files, values, channel)
-        except UserError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(available_cpus()) as pool:  # unpacking and scaling free the lock
-        yield from pool.map(one, cases)
-
-
-def case_slices(files: CaseFiles, values: Sequence[int], channel: str) -> Slices:
-    """Slices through the structures of a case, spread evenly from their lowest to their highest.
-
-    Args:
-        files: The case's files.
-        values: Label values of the task, sorted, without background.
-        channel: nnU-Net's channel name.
+    Returns:
+        ``image``: the slices below each other, a data URI; ``labels``: name to bytes of
+        ``[slice, row, column]``, deflated, in base64; ``width``, ``height``, ``pitch`` (rows from a
+        slice to the next in ``image``); ``aspect`` (height of a pixel by its width); ``slices``:
+        numbers in the image, from 1; ``total``; ``wrong``: mm² where run 0 differs, a number each.
 
     Raises:
-        UserError: A file cannot be read, or the grids differ.
+        UserError: A file cannot be read, or is on another grid.
     """
-    volumes = [
-        read_nifti(path).channels[0].turned("LPS")
-        for path in (files.image, files.reference, files.prediction)
-    ]
-    grey, reference, prediction = (volume.array for volume in volumes)
-    if not grey.shape == reference.shape == prediction.shape:
-        raise UserError(
-            f"{files.case}: image {grey.shape}, reference {reference.shape} and prediction "
-            f"{prediction.shape} have other sizes: predict it again."
-        )
-    spacing = volumes[0].spacing
-    box, numbers = _chosen((reference > 0) | (prediction > 0), spacing)
-    size = _pixels(box, spacing)
-    low, high = grey_window(grey, channel)
-    table = np.zeros(max(values) + 1, np.uint8)
-    table[list(values)] = np.arange(1, len(values) + 1)
-    shown, labelled = [], []
-    for number in numbers:
-        place = (*box, number)
-        scaled = (grey[place].T.astype(np.float32) - low) / (high - low)
-        picture = Image.fromarray((scaled.clip(0, 1) * 255).astype(np.uint8))
-        shown.append(np.asarray(picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)))
-        maps = [_indices(array[place].T, table, size) for array in (reference, prediction)]
-        labelled.append(np.stack([*maps, np.zeros_like(maps[0])], axis=-1))
-    return Slices(
-        count=len(numbers),
-        width=size[0],
-        height=size[1],
-        numbers=tuple(number + 1 for number in numbers),
-        of=grey.shape[2],
-        grey=_uri(np.concatenate(shown), quality=QUALITY, method=2),
-        labels=_uri(np.concatenate(labelled), lossless=True, exact=True, method=2),
+    stack = _stack(image, reference, predictions, labels, channel)
+    result: dict[str, Any] = {}
+    for side, count, quality in STEPS:
+        result = _encoded(stack, side, count, quality)
+        if len(result["image"]) + sum(map(len, result["labels"].values())) <= room:
+            break
+    return result
+
+
+def _stack(
+    image: Path, reference: Path, predictions: Mapping[str, Path], labels: Labels, channel: str
+) -> _Stack:
+    grey = read_nifti(image).channels[0].turned("LPS")
+    maps = {}
+    for name, path in {"reference": reference, **predictions}.items():
+        volume = read_label_map(path).turned("LPS")
+        check_same_grid(grey, volume)
+        if volume.array.max(initial=0) > 255:
+            raise UserError(f"{path.name} holds labels above 255, which the viewer cannot show.")
+        maps[name] = volume.array.astype(np.uint8, copy=False)
+    box = _box(maps.values(), grey.spacing)
+    maps = {name: array[box] for name, array in maps.items()}
+    known = np.zeros(256, bool)
+    known[[value for _, values in labels.structures.values() for value in values]] = True
+    truth = maps["reference"]
+    used = np.logical_or.reduce([known[array] for array in maps.values()])
+    wrong = (maps["0"] != truth) & (known[truth] | known[maps["0"]])
+    if labels.ignore is not None:
+        wrong &= truth != labels.ignore
+    low, high = grey_window(grey.array, channel)
+    scaled = np.clip((grey.array[box].astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+    return _Stack(
+        scaled.astype(np.uint8),
+        maps,
+        wrong.sum(axis=(0, 1)) * (grey.spacing[0] * grey.spacing[1]),
+        used.any(axis=(0, 1)),
+        box[2].start,
+        grey.shape[2],
+        grey.spacing,
     )
 
 
-def _chosen(
-    shown: NDArray[np.bool_], spacing: Sequence[float]
-) -> tuple[tuple[slice, slice], list[int]]:
-    """The part of a slice to show, and which slices."""
-    filled = [np.flatnonzero(shown.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    if not filled[0].size:  # neither reference nor prediction has anything
-        filled = [np.arange(length) for length in shown.shape]
-    box = []
-    for axis in (0, 1):
-        rim = int(np.ceil(MARGIN / spacing[axis]))
-        first, last = filled[axis][0] - rim, filled[axis][-1] + 1 + rim
-        box.append(slice(max(0, int(first)), min(shown.shape[axis], int(last))))
-    lowest, highest = int(filled[2][0]), int(filled[2][-1])
-    count = min(SLICES, highest - lowest + 1)
-    spread = np.linspace(lowest, highest, count).round().astype(int)
-    return (box[0], box[1]), [int(number) for number in dict.fromkeys(spread.tolist())]
+def _box(
+    maps: Iterable[NDArray[np.uint8]], spacing: tuple[float, float, float]
+) -> tuple[slice, ...]:
+    """The part of the image around all that is not zero; the whole where there is nothing."""
+    shape: tuple[int, ...] = ()
+    found: list[tuple[int, int]] = []
+    for array in maps:
+        shape = array.shape
+        place: list[Any] = [slice(None)] * 3
+        own = [(0, 0)] * 3
+        for axis in (2, 1, 0):  # slices first: they lie in one piece
+            others = tuple({0, 1, 2} - {axis})
+            filled = np.flatnonzero(array[tuple(place)].any(axis=others))
+            if not filled.size:
+                break
+            own[axis] = (int(filled[0]), int(filled[-1]) + 1)
+            place[axis] = slice(*own[axis])
+        else:
+            joined = zip(own, found or own, strict=True)
+            found = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in joined]
+    if not found:
+        return tuple(slice(0, size) for size in shape)
+    rims = (*(math.ceil(MARGIN / step) for step in spacing[:2]), 1)
+    return tuple(
+        slice(max(0, first - rim), min(size, last + rim))
+        for (first, last), rim, size in zip(found, rims, shape, strict=True)
+    )
 
 
-def _pixels(box: Sequence[slice], spacing: Sequence[float]) -> tuple[int, int]:
-    """Width and height of a slice in true proportions; no more pixels than the image has."""
-    lengths = [(part.stop - part.start) * step for part, step in zip(box, spacing, strict=False)]
-    pixel = max(max(lengths) / PIXELS, min(spacing[:2]))
-    width, height = (max(1, round(length / pixel)) for length in lengths)
-    return width, height
-
-
-def _indices(
-    labels: NDArray[Any], table: NDArray[np.uint8], size: tuple[int, int]
-) -> NDArray[np.uint8]:
-    known = np.where(labels < len(table), labels, 0).astype(np.intp)
-    picture = Image.fromarray(table[known])
-    return np.asarray(picture.resize(size, Image.Resampling.NEAREST))
-
-
-def _uri(pixels: NDArray[np.uint8], **options: Any) -> str:
+def _encoded(stack: _Stack, side: int, count: int, quality: int) -> dict[str, Any]:
+    chosen = _chosen(stack, count)
+    step = min(math.ceil(max(stack.grey.shape[:2]) / side), *stack.grey.shape[:2])
+    grey = _coarser(stack.grey[..., chosen], step)
+    # Rows and columns as in a picture; slices from the lowest.
+    grey = grey.transpose(2, 1, 0)
+    _, height, width = grey.shape
+    padded = np.pad(grey, ((0, 0), (0, -height % BLOCK), (0, 0)), mode="edge")
+    pixels = Image.fromarray(padded.reshape(-1, width))
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", **options)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    pixels.save(buffer, "JPEG", quality=quality, optimize=True)
+    middle = step // 2
+    size = (width * step, height * step)
+    maps = {
+        name: np.ascontiguousarray(
+            array[: size[0], : size[1], chosen][middle::step, middle::step].transpose(2, 1, 0)
+        )
+        for name, array in stack.labels.items()
+    }
+    return {
+        "image": "data:image/jpeg;base64," + _base64(buffer.getvalue()),
+        "labels": {name: _base64(zlib.compress(array.tobytes())) for name, array in maps.items()},
+        "width": width,
+        "height": height,
+        "pitch": padded.shape[1],
+        "aspect": round(stack.spacing[1] / stack.spacing[0], 4),
+        "slices": [stack.first + int(index) + 1 for index in chosen],
+        "total": stack.total,
+        "wrong": [round(float(area), 1) for area in stack.wrong[chosen]],
+    }
+
+
+def _chosen(stack: _Stack, count: int) -> NDArray[np.intp]:
+    """Slices with anything on them and the two beside; evenly spread where these are too many.
+
+    The one where prediction and reference differ most is among them.
+    """
+    places = np.flatnonzero(stack.used)
+    low, high = (places[0] - 1, places[-1] + 1) if places.size else (0, stack.used.size - 1)
+    span = np.arange(max(low, 0), min(high, stack.used.size - 1) + 1)
+    if span.size > count:
+        span = span[np.linspace(0, span.size - 1, count).round().astype(int)]
+        worst = int(stack.wrong.argmax())
+        if stack.wrong[worst]:
+            span[np.abs(span - worst).argmin()] = worst
+    return span
+
+
+def _coarser(array: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    """Means of ``step`` by ``step`` pixels; what is left over at the far edges is cut off."""
+    if step == 1:
+        return array
+    columns, rows, slices = array.shape
+    whole = array[: columns // step * step, : rows // step * step]
+    blocks = whole.reshape(columns // step, step, rows // step, step, slices)
+    coarse: NDArray[np.uint8] = blocks.mean(axis=(1, 3)).astype(np.uint8)
+    return coarse
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from medseg.config import TaskConfig
 from medseg.evaluation import evaluate, write_report
 from medseg.imaging import read_nifti, write_nifti
 from medseg.project import write_json
+from tests.browser import arguments
 from tests.hippocampus import copy_cases
 from tests.unit.evaluation.finished import (
     finished_project,
@@ -64,27 +64,11 @@ class Links(HTMLParser):
         ]
 
 
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    reason = "no Chromium to open the report with (apt-get install chromium)"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 def browse(page: Path, folder: Path, width: int, height: int, *wanted: str) -> str:
     """Opens a page in a fresh browser; returns what that wrote to its output."""
     with tempfile.TemporaryDirectory(dir=folder) as profile:
         done = subprocess.run(
-            [
-                chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-                "--no-first-run", "--disable-background-networking", "--disable-component-update",
-                "--disable-sync", f"--user-data-dir={profile}", "--hide-scrollbars",
-                "--force-device-scale-factor=1", f"--window-size={width},{height}", *wanted,
-                page.as_uri(),
-            ],
+            [*arguments(profile, width, height), *wanted, page.as_uri()],
             capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
     return done.stdout
@@ -96,12 +80,12 @@ def policy(page: str) -> str:
     return found[0]
 
 
-def probe(page: Path, folder: Path, width: int, script: str = PROBE) -> dict[str, Any]:
+def probe(page: Path, folder: Path, width: int) -> dict[str, Any]:
     """Opens a copy of the page that reports on itself: its policy allows that script besides."""
     text = page.read_text()
     allowing = re.sub('script-src [^"]*', "script-src 'unsafe-inline'", policy(text))
     copy = folder / "probe.html"
-    copy.write_text(text.replace(policy(text), allowing).replace("</body>", script + "</body>"))
+    copy.write_text(text.replace(policy(text), allowing).replace("</body>", PROBE + "</body>"))
     dom = browse(copy, folder, width, 1000, "--virtual-time-budget=20000", "--dump-dom")
     found = re.search(r"<pre id=\"probe\">(.*?)</pre>", dom, re.DOTALL)
     assert found, dom[:2000]
@@ -151,54 +135,6 @@ def test_every_figure_is_drawn_and_nothing_is_fetched(complete: TaskConfig, tmp_
     assert all(target.startswith(("#", "data:image/")) for target in links.targets)
     styles = "".join(re.findall(r"<style>.*?</style>", page.read_text(), re.DOTALL))
     assert "url(" not in styles and "@import" not in styles
-
-
-DRIVE = f"<script>{Path(__file__).with_name('drive_report.js').read_text()}</script>"
-
-
-def test_a_person_sorts_filters_and_looks(complete: TaskConfig, tmp_path: Path) -> None:
-    """Sort, filter, open the worst case, move through its slices, compare with an earlier run."""
-    earlier = complete.root.path / "reports" / "earlier" / "report.html"
-    write_report(complete, earlier)
-    record = json.loads(earlier.with_name("cases.json").read_text())
-    for row in record["rows"]:
-        row["Dice"] = round(row["Dice"] - 0.1, 6)
-    earlier.with_name("cases.json").write_text(json.dumps(record))
-    (complete.root.path / "reports" / "damaged").mkdir()
-    (complete.root.path / "reports" / "damaged" / "cases.json").write_text("[]")
-    page = write_report(complete, complete.root.path / "reports" / "r" / "report.html")
-
-    seen = probe(page, tmp_path, 1200, DRIVE)
-    assert "error" not in seen, seen["error"]
-    dice = [float(text) for text in seen["sorted"]]
-    assert len(dice) == 4 and dice == sorted(dice)
-    part, worst, number = seen["opened"].split("/")
-    assert seen["title"].startswith(f"{worst} ({part}): Dice ")
-    assert f" {dice[0]:.3f}" in seen["title"]
-    first, of = map(int, re.findall(r"\d+", seen["place"]))
-    assert 1 <= first <= of
-    assert seen["blue"] > 50 and seen["orange"] > 50 and seen["hidden"] < seen["orange"] / 5
-    assert seen["after"] == f"{part}/{worst}/{int(number) + 1}"
-    assert seen["wheeled"] == f"{part}/{worst}/{int(number) - 1}"
-    assert seen["next"].split("/")[1] != worst
-    assert [float(text) for text in seen["resorted"]] == sorted(dice, reverse=True)
-    assert seen["filtered"] == ["phantom_006"]
-    assert seen["count"] == "1 of 4 rows"
-    assert seen["runs"][0] == "none" and seen["runs"][1].startswith("earlier: ")
-    assert "mean +0.1000; better in 4, worse in 0 of 4 rows" in seen["summary"]
-    assert seen["difference"] == ["+0.100"]
-
-
-def test_only_the_files_own_scripts_may_run(complete: TaskConfig, tmp_path: Path) -> None:
-    page = write_report(complete, tmp_path / "r.html")
-    text = page.read_text()
-    assert "unsafe-inline" not in re.findall('script-src [^"]*', policy(text))[0]
-    dom = browse(page, tmp_path, 1200, 1000, "--virtual-time-budget=9000", "--dump-dom")
-    assert 'data-slice="' in dom  # the viewer has drawn
-    foreign = tmp_path / "foreign.html"
-    foreign.write_text(text.replace("</body>", "<script>document.title='x'</script></body>"))
-    dom = browse(foreign, tmp_path, 1200, 1000, "--virtual-time-budget=9000", "--dump-dom")
-    assert "<title>x</title>" not in dom
 
 
 def test_the_screenshot_shows_all_figures(complete: TaskConfig, tmp_path: Path) -> None:
@@ -299,7 +235,8 @@ def test_real_cases_with_two_structures(shared_data: Path, tmp_path: Path, root:
     text = write_report(config, tmp_path / "r.html").read_text()
     assert "Anterior, Posterior on MRI" in text
     assert "(mean of its structures)" in text
-    assert "HU" not in re.sub(r"data:image/[^\"]+", "", text)
+    data = r"data:image/[^\"]+|<script.*?</script>"
+    assert "HU" not in re.sub(data, "", text, flags=re.DOTALL)
 
 
 def test_other_peoples_style_does_not_leak_in() -> None:
