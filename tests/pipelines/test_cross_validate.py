@@ -16,7 +16,7 @@ from medseg.nnunet import plan_and_preprocess, prepare_dataset
 from medseg.nnunet.choice import read_choice
 from medseg.project import DataRoot
 from tests.hippocampus import CONFIG, add_tiny_configuration, copy_cases, write_project
-from tests.pipelines.harness import modified, run_pipeline
+from tests.pipelines.harness import run_pipeline
 
 FOLDS = range(5)
 
@@ -41,7 +41,7 @@ def project(
     config = load_config(CONFIG, DataRoot.at(root))
     prepare_dataset(config)
     plan_and_preprocess(config)
-    add_tiny_configuration(config, batch_size=2)
+    add_tiny_configuration(config, batch_size=4, patch_size=[24, 32, 32])
     path = config.preprocessed_folder / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
     network = plans["configurations"]["tiny"]["architecture"]["arch_kwargs"]
@@ -79,7 +79,9 @@ def check_model(root: Path, tmp_path: Path) -> tuple[float, list[float]]:
 @pytest.mark.slow
 def test_an_ensemble_is_at_least_as_good_as_its_mean_fold(real_data: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
-    project(real_data, root, 30, 8, 12, num_epochs=6, iterations_per_epoch=25, initial_lr=0.03)
+    schedule = {"num_epochs": 4, "iterations_per_epoch": 60, "initial_lr": 0.02}
+    fast = {"trainer_class_name": "nnUNetTrainerNoDA"}  # augmentation pays in long trainings
+    project(real_data, root, 20, 5, 8, **schedule, **fast)
     run_pipeline("cross_validate", root, config_file_path=CONFIG)
     voting, single = check_model(root, tmp_path)
     print(f"ensemble {voting:.4f}, folds {', '.join(f'{dice:.4f}' for dice in single)}")
@@ -87,10 +89,9 @@ def test_an_ensemble_is_at_least_as_good_as_its_mean_fold(real_data: Path, tmp_p
     assert voting > 0.3  # they have learnt something
 
 
-def test_what_is_finished_is_not_repeated(shared_data: Path, tmp_path: Path) -> None:
-    """Two folds from nothing to a report; then the same command once more."""
+def test_two_folds_from_nothing_to_a_report(shared_data: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
-    fast = {"trainer_class_name": "nnUNetTrainerNoMirroring", "iterations_per_epoch": 1}
+    fast = {"trainer_class_name": "nnUNetTrainerNoDA", "iterations_per_epoch": 1}
     project(shared_data, root, 5, 1, 4, num_epochs=1, **fast)
     run_pipeline("cross_validate", root, config_file_path=CONFIG, folds="[0, 1]")
     config = load_config(CONFIG, DataRoot.at(root))
@@ -99,7 +100,3 @@ def test_what_is_finished_is_not_repeated(shared_data: Path, tmp_path: Path) -> 
     assert [member.fold for member in packaged.members.networks] == [0, 1]
     assert present_model(config).read_bytes() == ensemble_file(config).read_bytes()
     assert list(root.glob("reports/*/report.html"))
-    before = modified(root / "nnUNet", "*.pth") | modified(root / "MONet_Bundle", "*.ts")
-    run_pipeline("cross_validate", root, config_file_path=CONFIG, folds="[0, 1]")
-    again = modified(root / "nnUNet", "*.pth") | modified(root / "MONet_Bundle", "*.ts")
-    assert before == again
