@@ -3,6 +3,8 @@ from .candidates import choice_measures as choice_measures
 from .cross_validation import find_best_configuration as find_best_configuration
 from .held_back import evaluate_test_cases as evaluate_test_cases
 from .held_back import test_folder as test_folder
+from .numbers import compare_models as compare_models
+from .numbers import export_metrics as export_metrics
 from .promotion import decide_retraining as decide_retraining
 from .promotion import describe_promotion as describe_promotion
 from .promotion import promote as promote
@@ -11,3 +13,4 @@ from .report import write_report as write_report
 from .summary import evaluate as evaluate
 from .summary import evaluate_folder as evaluate_folder
 from .summary import flat_means as flat_means
+from .table import metrics_table as metrics_table

@@ -187,6 +187,36 @@ def metric_figure(metric: str, unit: str, points: Points) -> Figure | None:
     return Figure(uri, f"{metric} of every case. {'; '.join(sentences)}.")
 
 
+def difference_figure(
+    metric: str, unit: str, points: Mapping[str, Sequence[float]], *, larger_is_better: bool
+) -> Figure | None:
+    """What a metric of every case changes by from one model to another: a column a structure.
+
+    Args:
+        metric: Its name.
+        unit: Its unit, or nothing.
+        points: Structure to the differences of its cases, defined ones only.
+        larger_is_better: Whether a case above the line is one that gained.
+
+    Returns:
+        The figure, or None where no case has a difference that is defined.
+    """
+    if not any(points.values()):
+        return None
+    with _canvas(min(10.0, max(3.2, 0.9 * len(points))), 2.8) as (canvas, finish):
+        axes = canvas.subplots()
+        axes.set_title(f"Difference of {metric}{f' ({unit})' if unit else ''}")
+        axes.axhline(0, color=INK, linewidth=1)
+        for index, values in enumerate(points.values()):
+            _strip(axes, index, values, BLUE, "o")
+        axes.margins(y=0.12)
+        axes.set_ylabel("better ↑" if larger_is_better else "worse ↑")
+        _name_ticks(axes, list(points))
+        uri = finish()
+    medians = [f"{name}: median {np.median(v):.3g}" for name, v in points.items() if len(v)]
+    return Figure(uri, f"Difference of {metric} in every case. {'; '.join(medians)}.")
+
+
 @contextmanager
 def report_style() -> Iterator[None]:
     """Matplotlib in the report's style, whatever others have set: nnU-Net leaves seaborn's."""

@@ -3,6 +3,13 @@
 Overlap counts and ratios are nnU-Net's (``nnunetv2.evaluation.evaluate_predictions``), so that the
 numbers stay comparable with every other nnU-Net summary. Surface distances follow MONAI's
 definitions (``monai.metrics``), from SciPy directly: importing MONAI takes longer than measuring.
+
+The rule for empty structures, in every file and page: what a structure that is not there leaves
+without a meaning has no value, and :func:`why_undefined` says why; no 0, 1 or infinity takes its
+place. So Dice and IoU have none where reference and prediction both lack the structure, and are 0
+where one does; surface distances have none where one lacks it, a relative volume error where the
+reference does. Means, intervals and tests are over the cases that have a value, and say how many
+have not.
 """
 
 from __future__ import annotations
@@ -20,6 +27,15 @@ from medseg.config import Labels
 Metrics = dict[str, float | int | None]
 
 DISTANCES = ("ASD", "HD95")
+
+UNITS = {
+    "Dice": "", "IoU": "", "ASD": "mm", "HD95": "mm",
+    "volume_ref": "ml", "volume_pred": "ml", "volume_error": "ml", "volume_error_abs": "ml",
+    "volume_error_rel": "",
+    "TP": "voxels", "FP": "voxels", "FN": "voxels", "TN": "voxels",
+    "n_ref": "voxels", "n_pred": "voxels",
+}  # fmt: skip
+"""Every metric of :func:`case_metrics` and :func:`volumes`, and its unit."""
 
 
 def case_metrics(
@@ -73,6 +89,44 @@ def overlap(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], total: 
         "n_pred": n_pred,
         "n_ref": n_ref,
     }
+
+
+def volumes(n_pred: int, n_ref: int, millilitres: float | None) -> Metrics:
+    """Volumes, and how far the predicted one is off.
+
+    Args:
+        n_pred: Voxels of the structure in the prediction that count.
+        n_ref: The same in the reference.
+        millilitres: Volume of a voxel; None where it is not known.
+
+    Returns:
+        ``volume_ref`` and ``volume_pred`` (ml), ``volume_error`` (predicted less reference, ml),
+        ``volume_error_abs`` (its amount) and ``volume_error_rel`` (as a part of the reference).
+    """
+    error = n_pred - n_ref
+    counts = {"ref": n_ref, "pred": n_pred, "error": error, "error_abs": abs(error)}
+    return {
+        **{
+            f"volume_{name}": None if millilitres is None else count * millilitres
+            for name, count in counts.items()
+        },
+        "volume_error_rel": error / n_ref if n_ref else None,
+    }
+
+
+def why_undefined(metric: str, n_pred: int, n_ref: int) -> str:
+    """Why a case has no value of a metric, by the rule of this module; empty where it has one.
+
+    Args:
+        metric: Its name.
+        n_pred: Voxels of the structure in the prediction.
+        n_ref: The same in the reference.
+    """
+    absent = [name for name, n in (("reference", n_ref), ("prediction", n_pred)) if not n]
+    enough = {"Dice": 1, "IoU": 1, "ASD": 0, "HD95": 0}.get(metric, 2)
+    if metric == "volume_error_rel":
+        return "" if n_ref else "absent in reference"
+    return f"absent in {' and '.join(absent)}" if len(absent) > enough else ""
 
 
 def surface_distances(

@@ -4,12 +4,14 @@ from .grids import check_same_grid as check_same_grid
 from .grids import from_zyx as from_zyx
 from .grids import same_grid as same_grid
 from .grids import to_zyx as to_zyx
+from .header import Header as Header
 from .names import ENDING as ENDING
 from .names import ENDINGS as ENDINGS
 from .names import is_nifti as is_nifti
 from .names import stem as stem
 from .nifti import as_labels as as_labels
 from .nifti import nifti_stream as nifti_stream
+from .nifti import read_header as read_header
 from .nifti import read_label_map as read_label_map
 from .nifti import read_nifti as read_nifti
 from .nifti import write_nifti as write_nifti

@@ -57,6 +57,12 @@ class Header:
     remark: str
 
     @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between voxel centres along i, j, k."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return (i, j, k)
+
+    @property
     def size(self) -> int:
         """Bytes of all voxels."""
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize

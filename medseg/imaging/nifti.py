@@ -53,6 +53,36 @@ def read_nifti(path: str | Path) -> Volume:
             (colours, complex values), or some that are not finite.
     """
     path = Path(path)
+    with _opened(path) as (stream, zipped):
+        header, array = _content(stream, path, zipped)
+    if header.remark:
+        progress(header.remark)
+    array = array.reshape(header.shape, order="F")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    with np.errstate(all="ignore"):
+        array = apply_read_scaling(array, *header.scale)
+    _check_finite(array, path)
+    return Volume(array, header.affine, path.name)
+
+
+def read_header(path: str | Path) -> Header:
+    """Reads a NIfTI file's header alone, which takes no time; its voxels may be damaged.
+
+    Args:
+        path: As for :func:`read_nifti`.
+
+    Raises:
+        UserError: The file is missing, or its header is unusable.
+    """
+    path = Path(path)
+    with _opened(path) as (stream, _):
+        return parse_header(stream.read(540), path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, bool]]:
+    """The file's bytes, unpacked where it is compressed, and whether it is."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: name a NIfTI file.")
     try:
@@ -63,20 +93,11 @@ def read_nifti(path: str | Path) -> Volume:
                 raise UserError(
                     f"{path} cannot be read as NIfTI: it is compressed. Name it .nii.gz."
                 )
-            header, array = _content(igzip.open(file) if zipped else file, path, zipped)
+            yield (igzip.open(file) if zipped else file), zipped
     except _DAMAGED:
         raise _damaged(
             path, "it does not unpack to what was packed (cut off, or altered)"
         ) from None
-    if header.remark:
-        progress(header.remark)
-    array = array.reshape(header.shape, order="F")
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    with np.errstate(all="ignore"):
-        array = apply_read_scaling(array, *header.scale)
-    _check_finite(array, path)
-    return Volume(array, header.affine, path.name)
 
 
 def _content(stream: Any, path: Path, zipped: bool) -> tuple[Header, NDArray[Any]]:
