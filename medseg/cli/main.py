@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,31 @@ def segment(
         )
     for path in paths:
         click.echo(path)
+
+
+@main.command()
+@click.argument("config")
+@_DATA_ROOT
+@click.option("--fold", "folds", type=int, multiple=True, help="Fold to show; default: all.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=40000, show_default=True, help="0: any."
+)
+def explore(config: str, data_root: Path, folds: tuple[int, ...], port: int) -> None:
+    """Open all metrics of the task CONFIG in D-Tale, in a browser on this machine.
+
+    CONFIG lies in the data root. In a Kubeflow notebook the notebook's proxy leads to it.
+    """
+    from medseg.config import load_config
+    from medseg.evaluation import explore as serve
+    from medseg.evaluation import metrics_table
+    from medseg.project import DataRoot
+
+    def opened(address: str) -> None:
+        click.echo(f"Open {address} (Ctrl-C ends it)")
+
+    table = metrics_table(load_config(config, DataRoot.at(data_root)), folds)
+    with suppress(KeyboardInterrupt):
+        serve(table, port, opened)
 
 
 @main.command()

@@ -1,6 +1,7 @@
 from .candidates import candidates_page as candidates_page
 from .candidates import choice_measures as choice_measures
 from .cross_validation import find_best_configuration as find_best_configuration
+from .explorer import explore as explore
 from .held_back import evaluate_test_cases as evaluate_test_cases
 from .held_back import test_folder as test_folder
 from .numbers import compare_models as compare_models
