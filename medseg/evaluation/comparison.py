@@ -104,6 +104,7 @@ def compare(
     Raises:
         UserError: A metric cannot be compared, or no case is in both.
     """
+    metrics = list(dict.fromkeys(metrics))
     unknown = [metric for metric in metrics if metric not in BETTER]
     if unknown or not metrics:
         raise UserError(

@@ -124,8 +124,6 @@ def test_sort_and_filter(complete: TaskConfig) -> None:
     with explored(complete) as address, browsing(1400, 900) as page:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/dtale/main/1", address)
         drive(page, address, table)
-        if folder := os.environ.get("SCREENSHOTS"):
-            page.picture(Path(folder) / "explore.png")
         own = address.removesuffix("dtale/main/1")
         assert all(url.startswith((own, "data:")) for url in page.requests)
         # no other machine's name leads here, and no page of another site does

@@ -335,9 +335,9 @@ def test_what_cannot_be_paired_is_listed(root: DataRoot) -> None:
     baseline = numbers(folder / "b.csv", {"spleen": {"x": 0.5, "y": 0.5, "w": 0.5}})
     paths = compare_models(root, model, baseline, folder / "r", metrics=["Dice"])
     page = " ".join(paths["page"].read_text().split())
-    assert "<strong>1 cases that only the model has:</strong> &lt;i&gt;z" in page
-    assert "<strong>1 cases that only the baseline has:</strong> w" in page
-    assert "<strong>1 structures that only the model has:</strong> liver" in page
+    assert "<strong>Cases that only the model has (1):</strong> &lt;i&gt;z" in page
+    assert "<strong>Cases that only the baseline has (1):</strong> w" in page
+    assert "<strong>Structures that only the model has (1):</strong> liver" in page
     assert "With fewer than six pairs p cannot fall below 0.05" in page
     changed = numbers(folder / "c.csv", {"spleen": {"x": 0.5, "y": 0.5}}, n_ref=99)
     with pytest.raises(UserError, match="references of all 2 common cases differ"):
