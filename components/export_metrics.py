@@ -30,7 +30,8 @@ def export_metrics(
 
     with stage("export_metrics", target=f"reports/{run}") as root:
         folder = root.resolve(f"reports/{run}", field="run")
-        paths = export(load_config(config_file_path, root), folder, folds)
+        numbers = [int(fold) for fold in folds]  # KFP's lists hold fractions
+        paths = export(load_config(config_file_path, root), folder, numbers)
         shutil.copyfile(paths["page"], summary.path)
         table.uri = root.address(paths["table"])
         table.metadata["path"] = root.relative(paths["table"])

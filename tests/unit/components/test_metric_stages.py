@@ -14,6 +14,7 @@ from kfp.dsl import HTML, Dataset
 
 from medseg import pipelines
 from medseg.components import compare_models, export_metrics
+from medseg.evaluation.table import read_table
 from medseg.kubeflow.compiled import read_pipeline, read_yaml
 from medseg.kubeflow.local_docker import stage_access
 from medseg.project import DataRoot
@@ -88,6 +89,11 @@ def test_they_run(root: DataRoot, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert table.metadata == {"path": "reports/a/metrics.parquet"}
         assert len(pd.read_parquet(written)) == 2 * 5 * 15
         assert "Validation, all folds" in Path(page.path).read_text()
+    table, page = artifacts(tmp_path)
+    export_metrics.execute(  # as KFP gives whole numbers
+        config_file_path="task.yaml", run="c", table=table, summary=page, folds=[1.0]
+    )
+    assert set(read_table(root.path / "reports" / "c" / "metrics.csv")["fold"]) == {"1"}
     table, page = artifacts(tmp_path)
     compare_models.execute(
         model="task.yaml", baseline="reports/a/metrics.csv", run="b", table=table, html=page,
