@@ -93,7 +93,9 @@ def choose(page: Page, column: str, button: str) -> None:
 def wait_for(page: Page, values: list[float]) -> None:
     """Waits until the column of values shows these, from top to bottom."""
     texts = json.dumps([f"{value:.4f}" for value in values])
-    page.wait_for(f"JSON.stringify({CELLS.format(HEADER.format('value'))}) == JSON.stringify({texts})")
+    page.wait_for(
+        f"JSON.stringify({CELLS.format(HEADER.format('value'))}) == JSON.stringify({texts})"
+    )
 
 
 def drive(page: Page, address: str, table: pd.DataFrame) -> None:
