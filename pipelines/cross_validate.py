@@ -85,19 +85,27 @@ def cross_validate_stages(
         config_file_path=config_file_path, configurations=configurations
     ).after(prepared)
     laid_out = components.prepare_bundle(config_file_path=config_file_path).after(planned)
-    first = cross_validate_configurations(
-        config_file_path=config_file_path,
-        configurations=planned.outputs["first"],
-        folds=folds,
-        **platform_arguments("mlflow", "mlflow_artifacts"),
-    ).after(laid_out)
+    first = (
+        cross_validate_configurations(
+            config_file_path=config_file_path,
+            configurations=planned.outputs["first"],
+            folds=folds,
+            **platform_arguments("mlflow", "mlflow_artifacts"),
+        )
+        .after(laid_out)
+        .set_display_name("configurations")
+    )
     # cascades, which need the predictions of all folds of their first stages
-    second = cross_validate_configurations(
-        config_file_path=config_file_path,
-        configurations=planned.outputs["second"],
-        folds=folds,
-        **platform_arguments("mlflow", "mlflow_artifacts"),
-    ).after(first)
+    second = (
+        cross_validate_configurations(
+            config_file_path=config_file_path,
+            configurations=planned.outputs["second"],
+            folds=folds,
+            **platform_arguments("mlflow", "mlflow_artifacts"),
+        )
+        .after(first)
+        .set_display_name("cascades")
+    )
     chosen = components.find_best_configuration(
         config_file_path=config_file_path, configurations=configurations, folds=folds
     ).after(second)
