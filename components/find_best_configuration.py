@@ -37,7 +37,8 @@ def find_best_configuration(
 
     with stage("find_best_configuration", target=config_file_path) as root:
         config = load_config(config_file_path, root)
-        choice, path = find(config, configurations, folds)
+        numbers = [int(fold) for fold in folds]  # KFP's lists hold fractions
+        choice, path = find(config, configurations, numbers)
         for name, value in choice_measures(choice).items():
             metrics.log_metric(name, value)
         metrics.uri = root.address(path)

@@ -313,8 +313,10 @@ class TaskConfig(_Strict):
         if configuration and not _NAME.fullmatch(configuration):
             raise UserError(f"configuration: {configuration!r} is no name of a configuration.")
         other: dict[str, Any] = {"configuration": configuration} if configuration else {}
-        if fold == "all" or (isinstance(fold, int) and fold >= 0):
+        if fold == "all":
             other["fold"] = fold
+        elif int(fold) >= 0:
+            other["fold"] = int(fold)
         return self.model_copy(update=other) if other else self
 
     @property
